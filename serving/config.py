@@ -9,6 +9,10 @@ Profile = Literal["auto", "cpu", "cuda", "neuron-inf2", "neuron-trn1", "neuron-t
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 
 
+class ConfigError(ValueError):
+    """A configuration that cannot be served; the message names the key, the rule and the fix."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

@@ -56,9 +56,7 @@ TABLE: dict[type[errors.ServeError], WireStatus] = {
     ),
     errors.ClientGone: WireStatus(499, "client_error", "client_closed", grpc.StatusCode.CANCELLED, "client_gone"),
     errors.InternalError: WireStatus(500, "server_error", "internal_error", grpc.StatusCode.INTERNAL, "internal"),
-    errors.Unsupported: WireStatus(
-        501, "server_error", "unsupported", grpc.StatusCode.UNIMPLEMENTED, "unsupported"
-    ),
+    errors.Unsupported: WireStatus(501, "server_error", "unsupported", grpc.StatusCode.UNIMPLEMENTED, "unsupported"),
     errors.NotReady: WireStatus(503, "server_error", "overloaded", grpc.StatusCode.UNAVAILABLE, "not_ready"),
     errors.DeadlineExceeded: WireStatus(
         504, "server_error", "deadline_exceeded", grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded"

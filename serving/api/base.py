@@ -1,0 +1,173 @@
+"""What every dialect shares: strict request models, one clean message per mistake, and vLLM's errors in our tree."""
+
+import difflib
+import re
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from burrstone.batching.errors import (
+    BodyTooLarge,
+    ContextLengthExceeded,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    ServeError,
+    Unsupported,
+)
+from burrstone.serving.api.types import JsonObject
+
+UnknownFields = Literal["reject", "ignore"]
+# Fields of vLLM that a client may not set here, and why.
+REFUSED_FIELDS = {
+    "chat_template": "the server's template is used",
+    "mm_processor_kwargs": "the server decides how media are processed",
+    "media_io_kwargs": "the server decides how media are read",
+    "kv_transfer_params": "the server manages the KV cache",
+    "vllm_xargs": "scheduling metadata comes from the API key, not from the body",
+    "priority": "scheduling metadata comes from the API key, not from the body",
+    "session_id": "scheduling metadata comes from the API key, not from the body",
+    "cache_salt": "the server separates tenants itself",
+    "request_id": "send the x-request-id header",
+    "documents": "put documents into messages",
+    "use_beam_search": "beam search is not offered",
+    "prompt_embeds": "embeddings are not accepted as prompts",
+}
+_MAX_SHOWN = 80
+
+
+class RequestModel(BaseModel):
+    """A request as its API defines it: unknown fields refused, no silent coercion."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True)
+
+
+class PartModel(BaseModel):
+    """A nested object of a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True)
+
+
+RequestT = TypeVar("RequestT", bound=RequestModel)
+
+
+def parse_model(cls: type[RequestT], body: JsonObject, unknown_fields: UnknownFields) -> RequestT:
+    """The body as `cls`. Raises InvalidRequest that names the field, the rule and, for a typo, the nearest field."""
+    for name in body.keys() & REFUSED_FIELDS.keys():
+        if name not in cls.model_fields and body[name] is not None:
+            raise InvalidRequest(
+                f"{name} cannot be set by a request: {REFUSED_FIELDS[name]}.", param=name, code="unsupported_parameter"
+            )
+    if unknown_fields == "ignore":
+        body = {key: value for key, value in body.items() if key in _names(cls)}
+    try:
+        return cls.model_validate(body)
+    except ValidationError as error:
+        raise _explain(cls, body, error) from None
+    except RecursionError:
+        raise InvalidRequest("The body nests too deeply.", code="invalid_value") from None
+
+
+def ignored_fields(cls: type[RequestModel], body: JsonObject) -> list[str]:
+    """Top-level fields of the body that `cls` does not have."""
+    return sorted(body.keys() - _names(cls))
+
+
+def reject(message: str, param: str, code: str = "invalid_value") -> InvalidRequest:
+    return InvalidRequest(message, param=param, code=code)
+
+
+def _names(cls: type[BaseModel]) -> set[str]:
+    return set(cls.model_fields) | {field.alias for field in cls.model_fields.values() if field.alias}
+
+
+def _explain(cls: type[BaseModel], body: JsonObject, error: ValidationError) -> InvalidRequest:
+    problems = error.errors(include_url=False, include_context=True)
+    # In a union every branch reports; the one that got furthest into the value is what the caller meant.
+    problem = max(problems, key=lambda p: (len(p["loc"]), p["type"] != "extra_forbidden"))
+    param = _path(body, problem["loc"], problem["type"])
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        return InvalidRequest(_unknown(cls, param), param=param, code="unknown_parameter")
+    if kind == "missing":
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    given = problem["input"]
+    shown = "" if isinstance(given, dict | list) else f", got {_shorten(given)}"
+    message = f"Invalid value for '{param}': {_rule(problem)}{shown}."
+    wrong_type = kind.endswith(("_type", "_parsing")) or kind in ("is_instance_of", "union_tag_not_found")
+    return InvalidRequest(message, param=param, code="invalid_type" if wrong_type else "invalid_value")
+
+
+def _rule(problem: Any) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ").rstrip(".")
+    tags = (problem.get("ctx") or {}).get("expected_tags")
+    if tags:
+        return f"expected one of {tags}"
+    return message[:1].lower() + message[1:]
+
+
+def _unknown(cls: type[BaseModel], param: str) -> str:
+    near = difflib.get_close_matches(param, _names(cls), n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"Unrecognized request argument supplied: {_shorten(param)}.{hint}"
+
+
+def _path(body: Any, loc: tuple[int | str, ...], kind: str) -> str:
+    """pydantic's location without the union branches it mixes in: `messages[1].content[0].text`."""
+    path = ""
+    here = body
+    for number, part in enumerate(loc):
+        last = number == len(loc) - 1
+        if isinstance(part, int) and isinstance(here, list) and part < len(here):
+            path += f"[{part}]"
+            here = here[part]
+        elif isinstance(part, str) and isinstance(here, dict) and (part in here or (last and kind == "missing")):
+            path += f".{part}" if path else part
+            here = here.get(part)
+    return path or "body"
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+_STATUS_TO_ERROR: dict[int, type[ServeError]] = {
+    400: InvalidRequest,
+    404: NotFound,
+    413: BodyTooLarge,
+    422: InvalidRequest,
+    429: Overloaded,
+    501: Unsupported,
+    503: NotReady,
+}
+_CONTEXT = re.compile(r"context length|max_model_len|maximum model length|longer than the maximum", re.IGNORECASE)
+_LIMIT = re.compile(r"(?:maximum context length is|max_model_len[^0-9]{0,20}) ?(\d+)", re.IGNORECASE)
+# vLLM appends its own fields to the text: "... (parameter=max_tokens, value=5)".
+_TRAILER = re.compile(r"\s*\(parameter=.*\)$", re.DOTALL)
+
+
+def from_vllm_error(raw: JsonObject) -> ServeError:
+    """vLLM's ErrorResponse (numeric code) as our error. A server-side failure keeps its text out of the answer."""
+    detail = raw.get("error", raw)
+    status = detail.get("code")
+    message = _TRAILER.sub("", str(detail.get("message", "")))
+    param = detail.get("param")
+    cls = _STATUS_TO_ERROR.get(status if isinstance(status, int) else 500)
+    if cls is None:
+        return InternalError("The engine failed to answer this request.")
+    if cls is InvalidRequest and _CONTEXT.search(message):
+        return ContextLengthExceeded(_context_message(message), param=param or "messages")
+    if cls is NotFound:
+        return NotFound(message.split(" Valid aliases:")[0], param=param or "model", code="model_not_found")
+    return cls(message, param=param)
+
+
+def _context_message(message: str) -> str:
+    """Clients recognise an overflow by OpenAI's phrase, so it always begins with that."""
+    if message.startswith("This model's maximum context length is"):
+        return message
+    limit = _LIMIT.search(message)
+    return f"This model's maximum context length is {limit[1]} tokens. {message}" if limit else message

@@ -1,0 +1,35 @@
+"""build(config) -> the Ray Serve application. Wiring only."""
+
+from collections.abc import Mapping
+
+from ray import serve
+
+from burrstone.serving.config import ServeConfig
+from burrstone.serving.replica import EngineReplica
+
+APP_NAME = "burrstone"
+DEPLOYMENT_NAME = "engine"
+
+
+def build(config: ServeConfig, environment: Mapping[str, str], *, num_gpus: int = 0) -> serve.Application:
+    """One engine replica that Serve health-checks and replaces. `environment` is set before its process starts."""
+    replica = config.replica
+    application: serve.Application = (
+        serve.deployment(EngineReplica)
+        .options(
+            name=DEPLOYMENT_NAME,
+            num_replicas=1,
+            health_check_period_s=replica.health_check_period_s,
+            health_check_timeout_s=replica.health_check_timeout_s,
+            graceful_shutdown_timeout_s=replica.drain_grace_s + 15.0,
+            graceful_shutdown_wait_loop_s=0.2,
+            max_ongoing_requests=1000,
+            ray_actor_options={
+                "num_cpus": 0,
+                "num_gpus": num_gpus,
+                "runtime_env": {"env_vars": dict(environment)},
+            },
+        )
+        .bind(config.model_dump_json())
+    )
+    return application

@@ -1,0 +1,104 @@
+"""From a configuration to a warm engine behind the API. Runs inside the replica."""
+
+import asyncio
+import importlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from burrstone.batching.request import RequestMeta
+from burrstone.serving.api.types import Api, Event
+from burrstone.serving.config import ServeConfig
+from burrstone.serving.edges.lifecycle import Lifecycle
+from burrstone.serving.engine.cpu import check_cpu, kv_cache_bytes
+from burrstone.serving.hardware import detect
+from burrstone.serving.metrics import ApiMetrics, EngineMetrics
+
+log = logging.getLogger("burrstone.engine")
+_WARM_UP_META = RequestMeta(request_id="warm-up", tenant="burrstone")
+_WARM_UP_TOKENS = 4
+_WARM_UP_SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A warm engine. `seam` is what vLLM's serving objects talk to."""
+
+    api: Api
+    seam: Any
+
+    @property
+    def dead(self) -> bool:
+        return bool(self.seam.errored)
+
+    def shutdown(self) -> None:
+        """Stop the engine's processes; blocks until they are gone."""
+        self.seam.shutdown(timeout=5.0)
+
+
+async def start_engine(
+    config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics, registry: CollectorRegistry
+) -> Engine:
+    """Load, compile, warm up. The event loop stays free, so that /health and /ready answer meanwhile."""
+    started_s = time.monotonic()
+    lifecycle.detail = "importing vLLM"
+    # Importing vLLM takes seconds of pure Python: off the loop, or /ready would hang.
+    arguments = await asyncio.to_thread(importlib.import_module, "burrstone.serving.engine.arguments")
+    models = await asyncio.to_thread(importlib.import_module, "burrstone.serving.engine.models")
+    seams = importlib.import_module("burrstone.serving.engine.seam")
+    backends = importlib.import_module("burrstone.serving.engine.backend")
+    services = await asyncio.to_thread(importlib.import_module, "burrstone.serving.api.service")
+
+    lifecycle.detail = "loading the model"
+    model = await asyncio.to_thread(models.resolve_model, config.model, config.cache_dir.expanduser())
+    engine_args = arguments.engine_arguments(config, model, kv_cache_bytes=_kv_cache_bytes(config, arguments.model_config(model.path)))
+    lifecycle.detail = "starting the engine: loading weights, compiling"
+    llm = await _start_llm(config, engine_args)
+    try:
+        seam = seams.EngineSeam(llm, config.limits, EngineMetrics(registry))
+        backend = await backends.Backend.create(seam, arguments.serving_arguments(config, model, engine_args))
+        api = services.OpenAIService(backend, config, metrics)
+        lifecycle.detail = "warming up"
+        if backend.generates():
+            await _warm_up(api, backend.model_names[0])
+    except BaseException:
+        await asyncio.to_thread(llm.shutdown)
+        raise
+    log.info("engine ready in %.1f s", time.monotonic() - started_s)
+    return Engine(api, seam)
+
+
+def _kv_cache_bytes(config: ServeConfig, model_config: dict[str, Any]) -> int | None:
+    """Sized here on the CPU, where vLLM would claim nearly all memory; left to vLLM's profiling run elsewhere."""
+    hardware = detect()
+    if (hardware.profile if config.profile == "auto" else config.profile) != "cpu":
+        return None if config.engine.kv_cache_gib is None else int(config.engine.kv_cache_gib * 2**30)
+    check_cpu(config)
+    return kv_cache_bytes(config, hardware, model_config)
+
+
+async def _start_llm(config: ServeConfig, engine_args: Any) -> Any:
+    if config.engine.kind == "scripted":
+        scripted = importlib.import_module("burrstone.serving.engine.scripted")
+        script = importlib.import_module("burrstone.serving.engine.script")
+        return await scripted.start_scripted(engine_args, script.load_script(config.engine.script))
+    compat = importlib.import_module("burrstone.serving.engine.vllm_compat")
+    return await asyncio.to_thread(compat.AsyncLLM.from_engine_args, engine_args)
+
+
+async def _warm_up(api: Api, model: str) -> None:
+    """Greedy, sampled and structured requests, so that no user pays for a first use."""
+    base = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": _WARM_UP_TOKENS}
+    schema = {"type": "json_schema", "json_schema": {"name": "warm_up", "schema": _WARM_UP_SCHEMA}}
+    bodies = [
+        base | {"temperature": 0.0, "stream": True},
+        base | {"temperature": 1.0, "seed": 1, "logprobs": True},
+        base | {"temperature": 0.0, "response_format": schema},
+    ]
+    for body in bodies:
+        reply = await api.chat(body, _WARM_UP_META)
+        if not isinstance(reply, dict):
+            _: list[Event] = [event async for event in reply]

@@ -1,0 +1,108 @@
+"""API keys: kept as SHA-256 digests, compared in constant time. No key configured means loopback only."""
+
+import hashlib
+import hmac
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from burrstone.batching.errors import Unauthenticated
+from burrstone.serving.config import AuthConfig, ConfigError
+
+ANONYMOUS_TENANT = "default"
+_MIN_KEY_CHARS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """`tenant` is the name written before the key, or one made from the digest."""
+
+    tenant: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticator:
+    """Who is calling. With no keys every caller is the default tenant."""
+
+    keys: tuple[ApiKey, ...]
+
+    def tenant(self, presented: str | None) -> str:
+        """The tenant of this key. Raises Unauthenticated."""
+        if not self.keys:
+            return ANONYMOUS_TENANT
+        if not presented:
+            raise Unauthenticated(
+                "No API key was given: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
+            )
+        digest = hashlib.sha256(presented.encode()).digest()
+        found: str | None = None
+        # Every key is compared, so that the time does not tell which one matched.
+        for key in self.keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key.tenant
+        if found is None:
+            raise Unauthenticated("The API key is wrong.")
+        return found
+
+
+def load_keys(config: AuthConfig, environ: Mapping[str, str] = os.environ) -> Authenticator:
+    """Keys of the file and of the environment variable. Raises ConfigError."""
+    entries: list[tuple[str, str]] = []
+    if config.keys_file is not None:
+        entries += [(f"{config.keys_file}:{number}", line) for number, line in _file_lines(config.keys_file)]
+    from_environment = environ.get(config.keys_env, "")
+    entries += [(f"${config.keys_env}", part) for part in from_environment.split(",") if part.strip()]
+    return Authenticator(tuple(_parse_key(where, text.strip()) for where, text in entries))
+
+
+def check_bind(host: str, authenticator: Authenticator) -> None:
+    """Raises ConfigError when an address beyond loopback is asked for and no key guards it."""
+    if authenticator.keys or is_loopback(host):
+        return
+    raise ConfigError(
+        f"http.host is {host!r}, which other machines can reach, but no API key is configured. "
+        "Set auth.keys_file or BURRSTONE_API_KEYS, or bind 127.0.0.1."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def presented_key(authorization: str | None, x_api_key: str | None) -> str | None:
+    """The key of either header; `Authorization: Bearer` wins."""
+    if authorization is not None:
+        scheme, _, key = authorization.partition(" ")
+        return key.strip() if scheme.lower() == "bearer" else None
+    return x_api_key
+
+
+def _file_lines(path: Path) -> list[tuple[int, str]]:
+    try:
+        text = path.expanduser().read_text()
+    except OSError as error:
+        raise ConfigError(f"auth.keys_file: cannot read {path}: {error.strerror}") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    kept = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not kept:
+        raise ConfigError(f"auth.keys_file: {path} holds no key; write one `name:sha256hex` or plain key a line")
+    return kept
+
+
+def _parse_key(where: str, text: str) -> ApiKey:
+    """`name:<64 hex digits>` (a digest), `name:key`, or a bare key."""
+    name, separator, rest = text.partition(":")
+    secret = rest if separator else text
+    if len(secret) == 64 and all(c in "0123456789abcdefABCDEF" for c in secret):
+        digest = bytes.fromhex(secret)
+    elif len(secret) < _MIN_KEY_CHARS:
+        raise ConfigError(f"{where}: an API key needs at least {_MIN_KEY_CHARS} characters")
+    else:
+        digest = hashlib.sha256(secret.encode()).digest()
+    return ApiKey(tenant=name if separator else f"key-{digest.hex()[:8]}", digest=digest)

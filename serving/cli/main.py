@@ -1,0 +1,38 @@
+"""The `burrstone` command."""
+
+import argparse
+import sys
+from importlib.metadata import version
+
+from burrstone.serving.cli import config, serve
+from burrstone.serving.config import ConfigError
+
+EXIT_CONFIG = 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="burrstone",
+        description="Serve large language models over one OpenAI-compatible API, HTTP and gRPC.",
+        epilog="Start here: `burrstone serve` serves the embedded model on this machine.",
+    )
+    parser.add_argument("--version", action="version", version=f"burrstone {version('burrstone')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (serve, config):
+        module.add_parser(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 bad configuration or usage."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except ConfigError as error:
+        print(f"burrstone: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

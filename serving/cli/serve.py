@@ -1,0 +1,159 @@
+"""`burrstone serve`: start Ray Serve with one engine replica, say how far it is, print the addresses, drain on Ctrl-C."""
+
+import argparse
+import json
+import signal
+import ssl
+import sys
+import threading
+import urllib.error
+import urllib.request
+from typing import Any
+
+from burrstone.serving.auth import check_bind, load_keys
+from burrstone.serving.cli.flags import add_config_flags, config_from_flags
+from burrstone.serving.cli.progress import Progress
+from burrstone.serving.config import ConfigError, ServeConfig
+from burrstone.serving.engine.models import ResolvedModel, resolve_model
+from burrstone.serving.hardware import detect
+from burrstone.serving.launch import Cluster
+
+_POLL_S = 0.25
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP and gRPC",
+        description="Serve a model over HTTP and gRPC. Without MODEL the embedded SmolLM2-135M-Instruct is served.",
+    )
+    add_config_flags(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = config_from_flags(arguments).config
+    check_bind(config.http.host, load_keys(config.auth))
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _stop_or_quit(stop))
+    with Progress() as progress:
+        progress.say("looking at the hardware")
+        hardware = detect()
+        model = resolve_model(config.model, config.cache_dir.expanduser(), progress.say)
+        cluster = Cluster(config, hardware)
+        try:
+            progress.say("starting Ray Serve")
+            cluster.start()
+            started = _wait_ready(config, cluster, progress, stop)
+        except BaseException:
+            cluster.stop()
+            raise
+    if not started:
+        cluster.stop()
+        return 1 if not stop.is_set() else 130
+    print(_greeting(config, model, progress.elapsed_s), flush=True)
+    return _serve_until(stop, config, cluster)
+
+
+def _wait_ready(config: ServeConfig, cluster: Cluster, progress: Progress, stop: threading.Event) -> bool:
+    """True when /ready says so; False when the start failed or was interrupted."""
+    waited_s = 0.0
+    while not stop.wait(_POLL_S):
+        waited_s += _POLL_S
+        report = _ready_report(config)
+        if report is not None and report["status"] == "ready":
+            return True
+        progress.say(report["detail"] if report is not None else "starting the engine's process")
+        state = cluster.state()
+        if state.failed or waited_s > config.replica.start_timeout_s:
+            log_dir = cluster.log_dir()
+            print(f"burrstone: the engine did not start.\n{state.message}", file=sys.stderr)
+            if log_dir:
+                print(f"Its logs are in {log_dir}", file=sys.stderr)
+            return False
+    return False
+
+
+def _ready_report(config: ServeConfig) -> dict[str, Any] | None:
+    """What /ready answers, or None while nobody listens."""
+    context = _trusting_context(config)
+    try:
+        with urllib.request.urlopen(f"{base_url(config)}/ready", timeout=5.0, context=context) as reply:
+            report: dict[str, Any] = json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            report = json.load(error)
+    except (OSError, ValueError):
+        return None
+    return report
+
+
+def _trusting_context(config: ServeConfig) -> ssl.SSLContext | None:
+    """Our own listener on our own machine: its certificate names the public host, so it is not checked here."""
+    if config.tls.cert is None:
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if config.tls.client_ca is not None:
+        raise ConfigError("tls.client_ca: `burrstone serve` cannot ask its own /ready without a client certificate")
+    return context
+
+
+def base_url(config: ServeConfig) -> str:
+    scheme = "http" if config.tls.cert is None else "https"
+    return f"{scheme}://{_address(config.http.host, config.http.port)}"
+
+
+def _address(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
+
+
+def _greeting(config: ServeConfig, model: ResolvedModel, elapsed_s: float) -> str:
+    name = (config.served_names or model.served_names)[0]
+    guarded = bool(load_keys(config.auth).keys)
+    curl_key = " -H 'Authorization: Bearer YOUR_KEY'" if guarded else ""
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Say hello."}]})
+    lines = [
+        f"burrstone serves {name} (ready after {elapsed_s:.0f} s). Ctrl-C drains and stops.",
+        "",
+        f"HTTP   {base_url(config)}/v1   (docs: {base_url(config)}/docs)",
+        f"  curl {base_url(config)}/v1/chat/completions{curl_key} -H 'Content-Type: application/json' -d '{body}'",
+    ]
+    if config.grpc.enabled:
+        address = _address(config.http.host, config.grpc.port)
+        grpc_key = " -H 'authorization: Bearer YOUR_KEY'" if guarded else ""
+        params = json.dumps(
+            {"params": {"model": name, "messages": [{"role": "ROLE_USER", "content": {"text": "Say hello."}}]}}
+        )
+        plaintext = "-plaintext " if config.tls.cert is None else ""
+        lines += [
+            "",
+            f"gRPC   {address}   (service burrstone.openai.v1.ChatCompletionService)",
+            (
+                f"  grpcurl {plaintext}{grpc_key}-d '{params}' {address} "
+                "burrstone.openai.v1.ChatCompletionService/CreateChatCompletion"
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def _serve_until(stop: threading.Event, config: ServeConfig, cluster: Cluster) -> int:
+    """Block until told to stop, then drain. 0 when every running request could finish."""
+    while not stop.wait(1.0):
+        pass
+    print("Draining: running requests may finish; press Ctrl-C again to stop now.", file=sys.stderr, flush=True)
+    try:
+        finished = cluster.drain()
+    finally:
+        cluster.stop()
+    print("Stopped." if finished else "Stopped; some requests were ended.", file=sys.stderr)
+    return 0 if finished else 1
+
+
+def _stop_or_quit(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise KeyboardInterrupt
+    stop.set()

@@ -1,0 +1,125 @@
+"""The replica's own HTTP listener: uvicorn with bounded headers, on a socket bound before the engine starts."""
+
+import asyncio
+import socket
+import ssl
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from burrstone.serving.config import ServeConfig
+
+_REFUSE_HEADERS = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s"
+)
+_HEADERS_BODY = (
+    b'{"error":{"message":"The request headers are too large.","type":"invalid_request_error","param":null,'
+    b'"code":"headers_too_large"}}'
+)
+
+
+def bounded_protocol(max_header_bytes: int, header_timeout_s: float) -> type[HttpToolsProtocol]:
+    """uvicorn's parser with a limit on header bytes and on how long headers may take to arrive."""
+
+    class BoundedProtocol(HttpToolsProtocol):
+        _header_bytes = 0
+        _header_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._header_timer = self.loop.call_later(header_timeout_s, transport.close)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            self._header_bytes = 0
+            super().on_message_begin()
+
+        def on_url(self, url: bytes) -> None:
+            self._count(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._count(len(name) + len(value))
+            super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._stop_timer()
+            if not self.transport.is_closing():
+                super().on_headers_complete()
+
+        def _count(self, num_bytes: int) -> None:
+            self._header_bytes += num_bytes
+            if self._header_bytes > max_header_bytes and not self.transport.is_closing():
+                self.transport.write(_REFUSE_HEADERS % (len(_HEADERS_BODY), _HEADERS_BODY))
+                self.transport.close()
+
+        def _stop_timer(self) -> None:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+
+    return BoundedProtocol
+
+
+class HttpListener:
+    """Serves an ASGI app on config.http until stopped."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
+        settings = uvicorn.Config(
+            app,
+            http=bounded_protocol(config.limits.max_header_bytes, config.http.body_timeout_s),
+            ws="none",
+            lifespan="off",
+            loop="none",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=int(config.http.idle_timeout_s),
+            # Connections past this are told 503 by uvicorn itself, before any of our work.
+            limit_concurrency=4 * config.limits.max_queued_requests,
+            ssl_certfile=config.tls.cert,
+            ssl_keyfile=None if config.tls.key is None else str(config.tls.key),
+            ssl_ca_certs=None if config.tls.client_ca is None else str(config.tls.client_ca),
+            ssl_cert_reqs=ssl.CERT_NONE if config.tls.client_ca is None else ssl.CERT_REQUIRED,
+        )
+        self._server = uvicorn.Server(settings)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve on a bound socket; returns once connections are accepted."""
+        self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Close the listener and what is left of its connections."""
+        if self._task is None:
+            return
+        self._server.should_exit = True
+        self._server.force_exit = True
+        await self._task
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; raises OSError when the port is taken. Port 0 picks a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A replaced replica takes its predecessor's port while old connections linger in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(2048)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,80 @@
+"""starting -> ready -> draining -> stopped, or failed. Both edges ask here whether a request may come in."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+from burrstone.batching.errors import NotReady
+from burrstone.serving.api.types import Api, JsonObject
+
+Phase = Literal["starting", "ready", "draining", "failed"]
+_RETRY_AFTER_S = {"starting": 5.0, "draining": 5.0, "failed": 10.0}
+_MESSAGE = {
+    "starting": "The engine is starting; see /ready for its progress.",
+    "draining": "This replica is shutting down; send the request to another one.",
+    "failed": "The engine has failed and is being replaced.",
+}
+
+
+class Lifecycle:
+    """`detail` says what a starting replica is doing, for /ready and the command line."""
+
+    def __init__(self) -> None:
+        self.phase: Phase = "starting"
+        self.detail = "starting"
+        self.num_requests = 0
+        self._api: Api | None = None
+        self._started_s = time.monotonic()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def ready(self) -> bool:
+        return self.phase == "ready"
+
+    def open(self, api: Api) -> None:
+        self._api = api
+        self.phase, self.detail = "ready", "serving"
+
+    def close(self) -> None:
+        self.phase, self.detail = "draining", "finishing running requests"
+
+    def fail(self, detail: str) -> None:
+        self.phase, self.detail = "failed", detail
+
+    def api(self) -> Api:
+        """The API, when it takes requests. Raises NotReady."""
+        if self.phase != "ready" or self._api is None:
+            raise NotReady(_MESSAGE[self.phase], retry_after_s=_RETRY_AFTER_S[self.phase])
+        return self._api
+
+    @contextlib.contextmanager
+    def track(self) -> Iterator[None]:
+        """Count a request that is being answered, so that draining can wait for it."""
+        self.num_requests += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.num_requests -= 1
+            if self.num_requests == 0:
+                self._idle.set()
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no request is being answered; False when the time ran out first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def describe(self) -> JsonObject:
+        return {
+            "status": self.phase,
+            "detail": self.detail,
+            "elapsed_s": round(time.monotonic() - self._started_s, 1),
+            "requests": self.num_requests,
+        }

@@ -1,0 +1,163 @@
+"""The seam: the one class between vLLM's serving objects and AsyncLLM, where everything of ours about a generation happens.
+
+vLLM's serving objects see an engine client; whoever generates tokens goes through `generate` here, so that request
+metadata, admission, the deadline, metering and engine death are handled once for every endpoint and both wires.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from burrstone.batching.errors import DeadlineExceeded, NotReady, Overloaded, ServeError
+from burrstone.batching.request import RequestMeta
+from burrstone.serving.config import LimitsConfig
+from burrstone.serving.engine import vllm_compat as vllm
+from burrstone.serving.metrics import EngineMetrics
+
+# Where a request's metadata travels to the scheduler: Request.sampling_params.extra_args[METADATA_KEY].
+METADATA_KEY = "burrstone"
+_RETRY_AFTER_ENGINE_DEATH_S = 10.0
+
+
+@dataclass(slots=True)
+class Call:
+    """One API call and what its generations used. `default_max_tokens` applies when the request named no limit."""
+
+    meta: RequestMeta
+    default_max_tokens: int | None = None
+    started_s: float = field(default_factory=time.monotonic)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    first_token_s: float | None = None
+    failure: ServeError | None = None
+    active: set[str] = field(default_factory=set)  # engine request ids not finished yet
+
+
+current_call: ContextVar[Call] = ContextVar("burrstone_call")
+
+
+class EngineSeam:
+    """vLLM's EngineClient protocol over one AsyncLLM. Whatever is not ours here is the engine's own."""
+
+    def __init__(self, engine: Any, limits: LimitsConfig, metrics: EngineMetrics) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._metrics = metrics
+        self.num_running = 0
+        self._aborts: set[asyncio.Task[None]] = set()  # the loop holds its tasks only weakly
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Generate for the current call. Closing the generator aborts the request in the engine."""
+        return self._generate(current_call.get(), prompt, sampling_params, request_id, kwargs)
+
+    def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """Pool for the current call."""
+        kwargs["priority"] = current_call.get().meta.priority
+        pooled: AsyncGenerator[Any, None] = self._engine.encode(*args, **kwargs)
+        return pooled
+
+    async def abandon(self, call: Call) -> None:
+        """Abort whatever of this call is still in the engine. Idempotent; for when nobody reads on."""
+        if call.active:
+            await self._engine.abort(list(call.active))
+
+    async def _generate(
+        self, call: Call, prompt: Any, sampling_params: Any, request_id: str, kwargs: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        expiry: asyncio.TimerHandle | None = None
+        self.num_running += 1
+        call.active.add(request_id)
+        self._metrics.running.inc()
+        try:
+            self._admit(call)
+            self._apply_metadata(call, sampling_params, kwargs)
+            expiry = self._arm_deadline(call, request_id)
+            outputs = self._engine.generate(prompt, sampling_params, request_id, **kwargs)
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    self._meter(call, output)
+                    if output.finished and call.failure is not None:
+                        raise call.failure
+                    yield output
+        except (asyncio.CancelledError, GeneratorExit):
+            self._metrics.cancelled.inc()
+            raise
+        except Exception as error:
+            if call.failure is None:
+                call.failure = _known_failure(error)
+            raise
+        finally:
+            self.num_running -= 1
+            call.active.discard(request_id)
+            self._metrics.running.dec()
+            if expiry is not None:
+                expiry.cancel()
+
+    def _admit(self, call: Call) -> None:
+        if self._engine.errored:
+            raise NotReady("The engine has died and is being replaced.", retry_after_s=_RETRY_AFTER_ENGINE_DEATH_S)
+        if self.num_running > self._limits.max_queued_requests:
+            self._metrics.refused.inc()
+            raise Overloaded(
+                f"{self._limits.max_queued_requests} requests are in flight already; try again shortly.",
+                retry_after_s=1.0,
+            )
+        if call.meta.deadline_s is not None and call.meta.deadline_s <= time.monotonic():
+            raise DeadlineExceeded("The deadline had passed before the request reached the engine.")
+
+    def _apply_metadata(self, call: Call, sampling_params: Any, kwargs: dict[str, Any]) -> None:
+        meta = call.meta
+        kwargs["priority"] = meta.priority
+        kwargs["session_id"] = meta.session_id
+        extra = dict(sampling_params.extra_args or {})
+        # Deadlines cross a process boundary as wall-clock time: monotonic clocks may differ in their zero.
+        deadline_unix_s = None if meta.deadline_s is None else time.time() + meta.deadline_s - time.monotonic()
+        extra[METADATA_KEY] = {
+            "tenant": meta.tenant,
+            "deadline_unix_s": deadline_unix_s,
+            "program_id": meta.program_id,
+        }
+        sampling_params.extra_args = extra
+        if call.default_max_tokens is not None:
+            sampling_params.max_tokens = min(sampling_params.max_tokens, call.default_max_tokens)
+
+    def _arm_deadline(self, call: Call, request_id: str) -> asyncio.TimerHandle | None:
+        if call.meta.deadline_s is None:
+            return None
+        loop = asyncio.get_running_loop()
+
+        def expire() -> None:
+            call.failure = DeadlineExceeded("The request ran past its deadline and was stopped.")
+            task = loop.create_task(self._engine.abort(request_id))
+            self._aborts.add(task)
+            task.add_done_callback(self._aborts.discard)
+
+        return loop.call_later(call.meta.deadline_s - time.monotonic(), expire)
+
+    def _meter(self, call: Call, output: Any) -> None:
+        new_tokens = sum(len(choice.token_ids) for choice in output.outputs)
+        if new_tokens and call.first_token_s is None:
+            call.first_token_s = time.monotonic()
+            self._metrics.time_to_first_token_s.observe(call.first_token_s - call.started_s)
+            call.prompt_tokens += len(output.prompt_token_ids or ())
+            call.cached_tokens += output.num_cached_tokens or 0
+        call.output_tokens += new_tokens
+
+
+def _known_failure(error: Exception) -> ServeError | None:
+    """What we can say better than vLLM's own error frame, which the API layer translates otherwise."""
+    if isinstance(error, ServeError):
+        return error
+    if isinstance(error, vllm.EngineDeadError):
+        return NotReady("The engine died; the request was lost.", retry_after_s=_RETRY_AFTER_ENGINE_DEATH_S)
+    if isinstance(error, vllm.GracefulHTTPError):
+        return Overloaded("The engine's queue is full; try again shortly.", retry_after_s=1.0)
+    return None

@@ -1,0 +1,121 @@
+"""Ray Serve as the control plane: start it on this machine, deploy the application, ask how it is, take it all down."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from burrstone.serving.config import ConfigError, ServeConfig
+from burrstone.serving.engine.cpu import cpu_environment
+from burrstone.serving.hardware import Hardware
+
+APP_NAME = "burrstone"
+DEPLOYMENT_NAME = "engine"
+# Ray starts its workers at nice 15; on a small machine that starves the engine behind every other process.
+_RAY_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_OBJECT_STORE_BYTES = 128 * 2**20  # no tokens pass through it
+
+
+@dataclass(frozen=True, slots=True)
+class DeployState:
+    """`failed` is final: Serve has given up. `message` is Serve's own account of it."""
+
+    status: str
+    message: str
+
+    @property
+    def failed(self) -> bool:
+        return self.status in ("DEPLOY_FAILED", "UNHEALTHY")
+
+
+class Cluster:
+    """One application on one Ray Serve instance. RAY_ADDRESS joins a running cluster; otherwise Ray starts here."""
+
+    def __init__(self, config: ServeConfig, hardware: Hardware) -> None:
+        self._config = config
+        self._hardware = hardware
+        self._joined = "RAY_ADDRESS" in os.environ
+
+    def start(self) -> None:
+        """Start Ray if need be and deploy. Returns before the engine is ready; watch /ready and state()."""
+        os.environ.update({key: os.environ.get(key, value) for key, value in _RAY_ENVIRONMENT.items()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+            from ray import serve
+
+            from burrstone.serving.app import build
+
+        if not ray.is_initialized():
+            local: dict[str, Any] = {} if self._joined else {"object_store_memory": _OBJECT_STORE_BYTES}
+            ray.init(
+                address=None if self._joined else "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **local,
+            )
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+        application = build(self._config, engine_environment(self._config, self._hardware), num_gpus=self._num_gpus())
+        serve.run_many(
+            [serve.RunTarget(application, name=APP_NAME, route_prefix=None)], wait_for_applications_running=False
+        )
+
+    def state(self) -> DeployState:
+        """How the deployment is doing, from Serve's controller."""
+        from ray import serve
+
+        application = serve.status().applications.get(APP_NAME)
+        if application is None:
+            return DeployState("NOT_STARTED", "")
+        deployment = application.deployments.get(DEPLOYMENT_NAME)
+        return DeployState(application.status.value, deployment.message if deployment else application.message)
+
+    def drain(self) -> bool:
+        """Refuse new requests and let running ones finish. True when all of them did."""
+        from ray import serve
+
+        handle = serve.get_deployment_handle(DEPLOYMENT_NAME, APP_NAME)
+        finished: bool = handle.drain.remote().result(timeout_s=self._config.replica.drain_grace_s + 10.0)
+        return finished
+
+    def log_dir(self) -> str | None:
+        """Where Ray keeps this session's logs, when it runs on this machine."""
+        import ray
+
+        if not ray.is_initialized() or self._joined:
+            return None
+        return os.path.join(ray._private.worker.global_worker.node.get_session_dir_path(), "logs")
+
+    def stop(self) -> None:
+        """Take down the application, and Ray too when it was started here. Safe to call twice."""
+        import ray
+        from ray import serve
+
+        if not ray.is_initialized():
+            return
+        with contextlib.suppress(Exception):  # Serve may be gone already; Ray's own shutdown below is what counts
+            serve.delete(APP_NAME) if self._joined else serve.shutdown()
+        ray.shutdown()
+
+    def _num_gpus(self) -> int:
+        return self._config.engine.tensor_parallel_size if self._hardware.profile == "cuda" else 0
+
+
+def engine_environment(config: ServeConfig, hardware: Hardware) -> Mapping[str, str]:
+    """What the replica's process and its children must find in their environment."""
+    profile = hardware.profile if config.profile == "auto" else config.profile
+    if profile == "cpu":
+        return cpu_environment(config, hardware)
+    if profile == "cuda":
+        return {}
+    raise ConfigError(
+        f"profile {profile!r}: this release plans for Neuron but does not serve on it yet; use profile cpu or cuda"
+    )

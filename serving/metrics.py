@@ -1,0 +1,52 @@
+"""Prometheus metrics of ours; vLLM's own are in the same registry and come out of the same /metrics."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class EngineMetrics:
+    """What the seam counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.running = Gauge(
+            "burrstone_generations_running", "Generations inside the engine or its queue.", registry=registry
+        )
+        self.cancelled = Counter(
+            "burrstone_generations_cancelled", "Generations whose client went away.", registry=registry
+        )
+        self.refused = Counter(
+            "burrstone_generations_refused", "Generations refused because the queue was full.", registry=registry
+        )
+        self.time_to_first_token_s = Histogram(
+            "burrstone_time_to_first_token_seconds",
+            "From the parsed request to its first token.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+
+class ApiMetrics:
+    """What the edges count, by wire (http, grpc) and operation."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "burrstone_requests",
+            "Requests answered; outcome is `ok` or the error's label.",
+            ["wire", "operation", "outcome"],
+            registry=registry,
+        )
+        self.duration_s = Histogram(
+            "burrstone_request_duration_seconds",
+            "From the request's headers to the last byte of its answer.",
+            ["wire", "operation"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "burrstone_tokens",
+            "Tokens by tenant; kind is prompt, cached or output.",
+            ["tenant", "kind"],
+            registry=registry,
+        )
+        self.ready = Gauge("burrstone_ready", "1 when the replica takes requests.", registry=registry)
