@@ -54,7 +54,9 @@ async def start_engine(
 
     lifecycle.detail = "loading the model"
     model = await asyncio.to_thread(models.resolve_model, config.model, config.cache_dir.expanduser())
-    engine_args = arguments.engine_arguments(config, model, kv_cache_bytes=_kv_cache_bytes(config, arguments.model_config(model.path)))
+    engine_args = arguments.engine_arguments(
+        config, model, kv_cache_bytes=_kv_cache_bytes(config, arguments.model_config(model.path))
+    )
     lifecycle.detail = "starting the engine: loading weights, compiling"
     llm = await _start_llm(config, engine_args)
     try:

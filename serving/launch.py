@@ -62,6 +62,7 @@ class Cluster:
                 logging_level=logging.ERROR,
                 **local,
             )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         application = build(self._config, engine_environment(self._config, self._hardware), num_gpus=self._num_gpus())
         serve.run_many(

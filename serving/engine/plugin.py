@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import multiprocessing
+import os
 from typing import Any
 
 log = logging.getLogger("burrstone.plugin")
@@ -14,8 +16,19 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
+    fork_workers()
     request_amx_permission(torch)
     tolerate_plain_compiled_functions(torch)
+
+
+def fork_workers() -> None:
+    """Fork the worker from the engine core, which has imported all of vLLM, instead of importing it again for ten seconds.
+
+    The front end lives in a Ray actor, so vLLM makes it spawn and leaves that wish to its children; the engine core
+    itself is no Ray actor, and forking is what vLLM does there by default.
+    """
+    if multiprocessing.parent_process() is not None:
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
 
 
 def request_amx_permission(torch: Any) -> bool:
