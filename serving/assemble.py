@@ -13,6 +13,7 @@ from burrstone.batching.request import RequestMeta
 from burrstone.serving.api.types import Api, Event
 from burrstone.serving.config import ServeConfig
 from burrstone.serving.edges.lifecycle import Lifecycle
+from burrstone.serving.engine import forkserver
 from burrstone.serving.engine.cpu import check_cpu, kv_cache_bytes
 from burrstone.serving.hardware import detect
 from burrstone.serving.metrics import ApiMetrics, EngineMetrics
@@ -45,6 +46,8 @@ async def start_engine(
     """Load, compile, warm up. The event loop stays free, so that /health and /ready answer meanwhile."""
     started_s = time.monotonic()
     lifecycle.detail = "importing vLLM"
+    if _on_cpu(config) and config.engine.kind == "vllm":
+        forkserver.start()
     # Importing vLLM takes seconds of pure Python: off the loop, or /ready would hang.
     arguments = await asyncio.to_thread(importlib.import_module, "burrstone.serving.engine.arguments")
     models = await asyncio.to_thread(importlib.import_module, "burrstone.serving.engine.models")
@@ -73,13 +76,16 @@ async def start_engine(
     return Engine(api, seam)
 
 
+def _on_cpu(config: ServeConfig) -> bool:
+    return (detect().profile if config.profile == "auto" else config.profile) == "cpu"
+
+
 def _kv_cache_bytes(config: ServeConfig, model_config: dict[str, Any]) -> int | None:
     """Sized here on the CPU, where vLLM would claim nearly all memory; left to vLLM's profiling run elsewhere."""
-    hardware = detect()
-    if (hardware.profile if config.profile == "auto" else config.profile) != "cpu":
+    if not _on_cpu(config):
         return None if config.engine.kv_cache_gib is None else int(config.engine.kv_cache_gib * 2**30)
     check_cpu(config)
-    return kv_cache_bytes(config, hardware, model_config)
+    return kv_cache_bytes(config, detect(), model_config)
 
 
 async def _start_llm(config: ServeConfig, engine_args: Any) -> Any:
@@ -88,7 +94,10 @@ async def _start_llm(config: ServeConfig, engine_args: Any) -> Any:
         script = importlib.import_module("burrstone.serving.engine.script")
         return await scripted.start_scripted(engine_args, script.load_script(config.engine.script))
     compat = importlib.import_module("burrstone.serving.engine.vllm_compat")
-    return await asyncio.to_thread(compat.AsyncLLM.from_engine_args, engine_args)
+    if not _on_cpu(config):
+        return await asyncio.to_thread(compat.AsyncLLM.from_engine_args, engine_args)
+    with compat.core_from_forkserver():
+        return await asyncio.to_thread(compat.AsyncLLM.from_engine_args, engine_args)
 
 
 async def _warm_up(api: Api, model: str) -> None:

@@ -1,12 +1,15 @@
 """The vllm.general_plugins entry point. vLLM calls `register` in every process it starts; it must be cheap and idempotent."""
 
+import ctypes
 import functools
-import logging
 import multiprocessing
 import os
+import signal
 from typing import Any
 
-log = logging.getLogger("burrstone.plugin")
+from burrstone.serving.engine.forkserver import FORKSERVER_ENV
+
+_PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
@@ -16,19 +19,21 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
-    fork_workers()
+    prepare_engine_core()
     request_amx_permission(torch)
     tolerate_plain_compiled_functions(torch)
 
 
-def fork_workers() -> None:
-    """Fork the worker from the engine core, which has imported all of vLLM, instead of importing it again for ten seconds.
+def prepare_engine_core() -> None:
+    """In an engine core of ours: fork the worker, and die with the process that started us.
 
-    The front end lives in a Ray actor, so vLLM makes it spawn and leaves that wish to its children; the engine core
-    itself is no Ray actor, and forking is what vLLM does there by default.
+    The worker is forked because the core has imported all of vLLM already, which takes ten seconds to repeat. (The front
+    end lives in a Ray actor, so vLLM makes it spawn and leaves that wish to its children, who have no reason for it.)
     """
-    if multiprocessing.parent_process() is not None:
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    if FORKSERVER_ENV not in os.environ or multiprocessing.parent_process() is None:
+        return
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def request_amx_permission(torch: Any) -> bool:

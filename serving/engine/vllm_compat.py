@@ -1,8 +1,12 @@
 """Every vLLM import that is not a documented public API. A vLLM bump that moves one fails in this file's contract tests."""
 
 import argparse
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from starlette.datastructures import State
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -15,8 +19,13 @@ from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.outputs import LogprobsLists
 
 __all__ = [
     "AsyncEngineArgs",
@@ -25,8 +34,11 @@ __all__ = [
     "CompletionRequest",
     "DetokenizeRequest",
     "EmbeddingCompletionRequest",
+    "EngineCoreOutput",
+    "EngineCoreOutputs",
     "EngineDeadError",
     "ErrorResponse",
+    "FinishReason",
     "FrontendArgs",
     "GracefulHTTPError",
     "LoRAModulePath",
@@ -34,8 +46,12 @@ __all__ = [
     "TokenizeCompletionRequest",
     "VLLMClientError",
     "build_handlers",
+    "core_client",
+    "core_from_forkserver",
     "create_error_response",
     "frontend_arguments",
+    "logprobs_lists",
+    "prefill_stats",
 ]
 
 
@@ -49,3 +65,39 @@ async def build_handlers(engine_client: Any, arguments: argparse.Namespace, task
     state = State()
     await init_app_state(engine_client, state, arguments, tasks)
     return state
+
+
+@contextmanager
+def core_client(core: Any) -> Iterator[None]:
+    """While this holds, an AsyncLLM that is built talks to `core` instead of starting processes."""
+    original = EngineCoreClient.make_async_mp_client
+    EngineCoreClient.make_async_mp_client = staticmethod(lambda **_: core)
+    try:
+        yield
+    finally:
+        EngineCoreClient.make_async_mp_client = original
+
+
+@contextmanager
+def core_from_forkserver() -> Iterator[None]:
+    """While this holds, the engine core is forked from the multiprocessing fork server, which has vLLM imported."""
+    original = engine_utils.get_mp_context
+    engine_utils.get_mp_context = lambda: multiprocessing.get_context("forkserver")
+    try:
+        yield
+    finally:
+        engine_utils.get_mp_context = original
+
+
+def logprobs_lists(tokens: list[int], num_top: int, logprob: float) -> LogprobsLists:
+    """Logprobs of sampled tokens: each the likeliest, its rivals made up in falling order."""
+    ids = np.array([[token, token, *range(num_top - 1)][: num_top + 1] for token in tokens])
+    values = np.array([[logprob] + [logprob - rank for rank in range(num_top)]] * len(tokens), dtype=np.float32)
+    return LogprobsLists(ids, values, np.ones(len(tokens), dtype=np.int64))
+
+
+def prefill_stats(num_prompt_tokens: int, num_cached_tokens: int) -> PrefillStats:
+    """How a prompt was prefilled, as the engine core reports it with the first token."""
+    stats = PrefillStats()
+    stats.set(num_prompt_tokens, num_cached_tokens, 0)
+    return stats

@@ -1,0 +1,58 @@
+# Everything a newcomer needs: `make serve` and `make test`. Each sets itself up.
+PYTHON ?= python3.11
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 9000
+MODEL ?=
+CONFIG ?=
+BIN := .venv/bin
+# The repository's folders must not become import names (transformers imports a package called `kernels`).
+export PYTHONSAFEPATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev serve check test conformance soak bench lock proto docs clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Create .venv with the stack for this machine
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or run make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) serving/bootstrap.py
+
+setup-dev:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or run make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) serving/bootstrap.py --dev
+
+serve: setup ## Serve a model: make serve [MODEL=folder-or-hub-id] [CONFIG=file] [HTTP_PORT=8000] [GRPC_PORT=9000]
+	@exec $(BIN)/burrstone serve $(MODEL) $(if $(CONFIG),--config $(CONFIG)) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT)
+
+check: setup-dev ## Format, lint, types, proto lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	@tag=$$(git describe --tags --abbrev=0 2>/dev/null); \
+	if [ -n "$$tag" ]; then $(BIN)/buf breaking --against ".git#tag=$$tag"; else echo "buf breaking: no release tag yet"; fi
+
+test: setup-dev ## The whole test suite, real engine included
+	$(BIN)/python -m pytest
+
+conformance: setup ## Public conformance suites against a running engine; results in docs/conformance.md
+	$(PYTHON) tests/conformance/run.py
+
+soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory
+	$(BIN)/python -m pytest -m soak tests/soak
+
+bench: setup ## Overhead against bare vLLM on this machine, as JSON
+	$(BIN)/burrstone bench overhead --json
+
+lock: ## Resolve pyproject.toml's pins again into requirements/*.txt
+	$(PYTHON) requirements/lock.py
+
+proto: setup-dev ## Generate the gRPC stubs again
+	$(BIN)/python serving/proto/generate.py
+
+docs: setup-dev ## Generate docs/config.md and docs/errors.md again
+	$(BIN)/python -m burrstone.serving.docs docs
+
+clean: ## Remove the environment and caches of this checkout
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
