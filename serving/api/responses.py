@@ -42,7 +42,7 @@ class ResponsesApi:
             return await self._start_background(stored, chat_body, meta, stream=bool(request.stream))
         events = self._run(stored, chat_body, meta, keep=request.store is not False)
         if request.stream:
-            return events
+            return self._failing_in_stream(events, stored)
         async with contextlib.aclosing(events):
             async for _ in events:
                 pass
@@ -99,8 +99,22 @@ class ResponsesApi:
             code="item_not_found",
         )
 
+    async def _failing_in_stream(self, events: Stream, stored: StoredResponse) -> Stream:
+        """The same events; a failure after the first one becomes a last event, response.failed."""
+        sequence = -1
+        try:
+            async for event in events:
+                sequence = event.data["sequence_number"]
+                yield event
+        except ServeError as error:
+            if sequence < 0:
+                raise
+            yield failed_event(stored.response, error, sequence + 1)
+        finally:
+            await events.aclose()
+
     async def _run(self, stored: StoredResponse, chat_body: JsonObject, meta: RequestMeta, *, keep: bool) -> Stream:
-        """Events of one response. What fails before the first event is raised; later it is response.failed."""
+        """Events of one response; raises ServeError at any point. What is kept is stored before the last event."""
         builder = ResponseBuilder(stored.response)
         chunks = await self._chat(chat_body, meta)
         if isinstance(chunks, dict):
@@ -142,11 +156,8 @@ class ResponsesApi:
         except asyncio.CancelledError:
             stored.response["status"] = "cancelled"
         except ServeError as error:
-            stored.events += ResponseBuilder(stored.response).fail(error) if stream else []
-            stored.response |= {
-                "status": "failed",
-                "error": {"code": error.code or "server_error", "message": error.message},
-            }
+            failed = failed_event(stored.response, error, len(stored.events))
+            stored.events += [failed] if stream else []
         except Exception:
             log.exception("background response %s failed", stored.response["id"])
             stored.response |= {"status": "failed", "error": {"code": "server_error", "message": "internal error"}}

@@ -56,15 +56,6 @@ class ResponseBuilder:
         self.response |= {"status": "completed", "completed_at": int(time.time())}
         return [*events, self._of_response("response.completed")]
 
-    def fail(self, error: ServeError) -> list[Event]:
-        """The last event of a stream that broke."""
-        detail = error_body(error)["error"]
-        self.response |= {
-            "status": "failed",
-            "error": {"code": detail["code"] or "server_error", "message": detail["message"]},
-        }
-        return [*self._close("incomplete"), self._of_response("response.failed")]
-
     def cancel(self) -> None:
         self._close("incomplete")
         self.response["status"] = "cancelled"
@@ -160,6 +151,14 @@ class ResponseBuilder:
         event = Event({"type": kind, "sequence_number": self._sequence, **fields}, kind)
         self._sequence += 1
         return event
+
+
+def failed_event(response: JsonObject, error: ServeError, sequence_number: int) -> Event:
+    """Mark the response as failed; the last event of its stream."""
+    detail = error_body(error)["error"]
+    response |= {"status": "failed", "error": {"code": detail["code"] or "server_error", "message": detail["message"]}}
+    kind = "response.failed"
+    return Event({"type": kind, "sequence_number": sequence_number, "response": copy.deepcopy(response)}, kind)
 
 
 def output_messages(response: JsonObject) -> list[JsonObject]:
