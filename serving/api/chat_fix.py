@@ -144,7 +144,7 @@ class _StreamState:
         self._one_call = request.parallel_tool_calls is False or request.functions is not None
 
     def fix(self, chunk: JsonObject) -> JsonObject | None:
-        choices = [fixed for choice in chunk["choices"] if (fixed := self._choice(choice)) is not None]
+        choices = [kept for choice in chunk["choices"] if (kept := self._choice(choice)) is not None]
         usage = chunk.get("usage")
         if chunk["choices"] and not choices:
             return None

@@ -5,6 +5,7 @@ import uuid
 
 from burrstone.serving.api.types import Event, JsonObject, Stream
 
+_DIRECT = {"type": "direct"}  # the model itself calls, no server-side tool does
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 
 
@@ -18,7 +19,15 @@ def from_chat(reply: JsonObject) -> JsonObject:
         content.append({"type": "text", "text": message.get("content") or "", "citations": None})
     for call in calls:
         function = call["function"]
-        content.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": _input(function)})
+        content.append(
+            {
+                "type": "tool_use",
+                "caller": _DIRECT,
+                "id": call["id"],
+                "name": function["name"],
+                "input": _input(function),
+            }
+        )
     return _message(reply["model"]) | {
         "content": content,
         "usage": _usage(reply["usage"]),
@@ -77,7 +86,7 @@ class _Blocks:
             function = call["function"]
             if call.get("id") is not None:
                 self.called = True
-                block = {"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}}
+                block = {"type": "tool_use", "caller": _DIRECT, "id": call["id"], "name": function["name"], "input": {}}
                 events += self._begin("tool_use", block)
             if function["arguments"]:
                 events.append(self._delta({"type": "input_json_delta", "partial_json": function["arguments"]}))
@@ -115,15 +124,15 @@ def _input(function: JsonObject) -> JsonObject:
 
 
 def _message(model: str) -> JsonObject:
-    return {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
+    return {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model, "container": None}
 
 
 def _stop(finish: str, matched: str | int | None, *, called: bool) -> JsonObject:
     if called and finish in ("stop", "tool_calls"):
-        return {"stop_reason": "tool_use", "stop_sequence": None}
+        return {"stop_reason": "tool_use", "stop_sequence": None, "stop_details": None}
     if finish == "stop" and isinstance(matched, str):
-        return {"stop_reason": "stop_sequence", "stop_sequence": matched}
-    return {"stop_reason": _STOP_REASONS.get(finish, "end_turn"), "stop_sequence": None}
+        return {"stop_reason": "stop_sequence", "stop_sequence": matched, "stop_details": None}
+    return {"stop_reason": _STOP_REASONS.get(finish, "end_turn"), "stop_sequence": None, "stop_details": None}
 
 
 def _usage(usage: JsonObject) -> JsonObject:
@@ -131,6 +140,11 @@ def _usage(usage: JsonObject) -> JsonObject:
     return {
         "input_tokens": (usage.get("prompt_tokens") or 0) - cached,
         "output_tokens": usage.get("completion_tokens") or 0,
+        "output_tokens_details": None,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
+        "cache_creation": None,
+        "inference_geo": None,
+        "server_tool_use": None,
+        "service_tier": "standard",
     }

@@ -11,7 +11,7 @@ from burrstone.serving.api.base import UnknownFields, parse_model, reject
 from burrstone.serving.api.response_store import ResponseStore, StoredResponse
 from burrstone.serving.api.responses_convert import check, check_tool_types, input_items, new_response, to_chat
 from burrstone.serving.api.responses_schema import CreateResponse
-from burrstone.serving.api.responses_stream import ResponseBuilder, output_messages
+from burrstone.serving.api.responses_stream import ResponseBuilder, failed_event, output_messages
 from burrstone.serving.api.types import JsonObject, Stream
 from burrstone.serving.config import LimitsConfig
 

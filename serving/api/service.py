@@ -97,14 +97,16 @@ class OpenAIService:
         if request.model is not None:
             self._check_model(request.model)
         kwargs = tokens.tokenize_to_vllm(request)
-        return await _translated(self._backend.tokenize(kwargs, self._call(meta, has_limit=True)))
+        reply: JsonObject = await _translated(self._backend.tokenize(kwargs, self._call(meta, has_limit=True)))
+        return reply
 
     async def detokenize(self, body: JsonObject, meta: RequestMeta) -> JsonObject:
         request = tokens.parse_detokenize(body, self._limits, self._unknown_fields)
         if request.model is not None:
             self._check_model(request.model)
         kwargs = tokens.detokenize_to_vllm(request)
-        return await _translated(self._backend.detokenize(kwargs, self._call(meta, has_limit=True)))
+        reply: JsonObject = await _translated(self._backend.detokenize(kwargs, self._call(meta, has_limit=True)))
+        return reply
 
     async def _count_prompt_tokens(self, chat_body: JsonObject, meta: RequestMeta) -> int:
         """Prompt tokens of a chat body under the model's template."""

@@ -4,7 +4,7 @@ import argparse
 import sys
 from importlib.metadata import version
 
-from burrstone.serving.cli import config, serve
+from burrstone.serving.cli import config, doctor, serve
 from burrstone.serving.config import ConfigError
 
 EXIT_CONFIG = 2
@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"burrstone {version('burrstone')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (serve, config):
+    for module in (serve, config, doctor):
         module.add_parser(commands)
     return parser
 

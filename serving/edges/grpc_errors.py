@@ -31,7 +31,8 @@ def status_details(error: ServeError, request_id: str) -> bytes:
         packed.append(_pack(retry))
     code = code_pb2.Code.Value(status.grpc.name)
     reply = status_pb2.Status(code=code, message=message, details=[*(_pack(item) for item in details), *packed])
-    return reply.SerializeToString()
+    serialized: bytes = reply.SerializeToString()
+    return serialized
 
 
 def _pack(message: object) -> any_pb2.Any:

@@ -137,7 +137,7 @@ class GrpcListener:
             self._metrics.duration_s.labels("grpc", rpc.name).observe(time.monotonic() - started_s)
 
 
-class _Health(health_pb2_grpc.HealthServicer):
+class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """grpc.health.v1 from the lifecycle; the empty name is the whole server."""
 
     def __init__(self, lifecycle: Lifecycle, services: set[str]) -> None:

@@ -76,7 +76,7 @@ def typed_names(descriptor: Descriptor) -> frozenset[str]:
 def _fill(message: Message, body: Mapping[str, Any]) -> None:
     by_name = _by_json_name(message.DESCRIPTOR)
     flattened = message.DESCRIPTOR.fields_by_name.get(_FLATTENED)
-    inner = _by_json_name(flattened.message_type) if flattened is not None else {}
+    inner = _by_json_name(flattened.message_type) if flattened is not None and flattened.message_type else {}
     nested: JsonObject = {}
     for name, value in body.items():
         if value is None:
@@ -99,11 +99,11 @@ def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
         setattr(message, field.name, msgspec.json.encode(value).decode())
     elif _is_map(field):
         target = getattr(message, field.name)
-        integer = field.message_type.fields_by_name["key"].cpp_type != FieldDescriptor.CPPTYPE_STRING
+        integer = _key_type(field) != FieldDescriptor.CPPTYPE_STRING
         target.update({int(key) if integer else key: item for key, item in value.items()})
     elif field.is_repeated:
         target = getattr(message, field.name)
-        items = [value] if isinstance(value, str) else value  # `stop` may be one string
+        items: list[Any] = [value] if isinstance(value, str) else value  # `stop` may be one string
         if field.message_type is None:
             target.extend(items)
             return
@@ -118,6 +118,12 @@ def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
         setattr(message, field.name, _enum_numbers(field.enum_type)[value])
     else:
         setattr(message, field.name, value)
+
+
+def _key_type(field: FieldDescriptor) -> int:
+    entry: Any = field.message_type
+    key_type: int = entry.fields_by_name["key"].cpp_type
+    return key_type
 
 
 def _value_to_json(field: FieldDescriptor, value: Any) -> Any:

@@ -84,7 +84,7 @@ def test_typo_is_answered_with_the_right_name(scripted: Server) -> None:
     ],
 )
 def test_only_listed_routes_exist(scripted: Server, method: str, path: str, status: int, code: str) -> None:
-    body = {} if method == "POST" else None
+    body: dict[str, str] | None = {} if method == "POST" else None
     answered, reply = scripted.request(method, path, body)
     assert (answered, reply["error"]["code"]) == (status, code)
 
