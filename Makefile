@@ -1,5 +1,7 @@
 # Everything a newcomer needs: `make serve` and `make test`. Each sets itself up.
-PYTHON ?= python3.11
+# The first Python 3.11 that runs (a pyenv shim may exist and not run).
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 9000
 MODEL ?=
@@ -9,18 +11,19 @@ BIN := .venv/bin
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve check test conformance soak bench lock proto docs clean
+.PHONY: help python setup setup-dev serve check test conformance soak bench lock proto docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: ## Create .venv with the stack for this machine
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or run make PYTHON=/path/to/python3.11"; exit 1; }
+setup: python ## Create .venv with the stack for this machine
 	@$(PYTHON) serving/bootstrap.py
 
-setup-dev:
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or run make PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) serving/bootstrap.py --dev
+setup-dev: python
+	@$(PYTHON) serving/bootstrap.py dev
+
+python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install python3.11, or run make PYTHON=/path/to/python3.11"; exit 1; }
 
 serve: setup ## Serve a model: make serve [MODEL=folder-or-hub-id] [CONFIG=file] [HTTP_PORT=8000] [GRPC_PORT=9000]
 	@exec $(BIN)/burrstone serve $(MODEL) $(if $(CONFIG),--config $(CONFIG)) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT)
@@ -45,7 +48,7 @@ soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory
 bench: setup ## Overhead against bare vLLM on this machine, as JSON
 	$(BIN)/burrstone bench overhead --json
 
-lock: ## Resolve pyproject.toml's pins again into requirements/*.txt
+lock: python ## Resolve pyproject.toml's pins again into requirements/*.txt
 	$(PYTHON) requirements/lock.py
 
 proto: setup-dev ## Generate the gRPC stubs again

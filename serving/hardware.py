@@ -19,20 +19,26 @@ class Hardware:
     cpu_flags: frozenset[str]
     gpus: tuple[str, ...]
     neuron_devices: int
+    instance_type: str  # the cloud's name for the machine, "" when it does not say
 
     @property
     def amx(self) -> bool:
         return "amx_tile" in self.cpu_flags
+
+    @property
+    def avx512(self) -> bool:
+        return "avx512f" in self.cpu_flags
 
 
 def detect(root: Path = Path("/")) -> Hardware:
     """Look at the machine; `root` stands in for / in tests."""
     gpus = _gpus()
     neuron_devices = len(list((root / "dev").glob("neuron[0-9]*")))
+    instance_type = _instance_type(root)
     if gpus:
         profile = "cuda"
     elif neuron_devices:
-        profile = _neuron_profile(root)
+        profile = _neuron_profile(instance_type)
     else:
         profile = "cpu"
     return Hardware(
@@ -42,10 +48,12 @@ def detect(root: Path = Path("/")) -> Hardware:
         cpu_flags=_cpu_flags(root),
         gpus=gpus,
         neuron_devices=neuron_devices,
+        instance_type=instance_type,
     )
 
 
 def _gpus() -> tuple[str, ...]:
+    """Name and memory of each GPU, as the driver says; importing torch to ask would take seconds."""
     if shutil.which("nvidia-smi") is None:
         return ()
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -56,13 +64,17 @@ def _gpus() -> tuple[str, ...]:
     return tuple(line.strip() for line in reply.stdout.splitlines() if line.strip())
 
 
-def _neuron_profile(root: Path) -> str:
+def _instance_type(root: Path) -> str:
     try:
-        product = (root / "sys/devices/virtual/dmi/id/product_name").read_text()
+        return (root / "sys/devices/virtual/dmi/id/product_name").read_text().strip()
     except OSError:
-        product = ""
+        return ""
+
+
+def _neuron_profile(instance_type: str) -> str:
+    """By the instance's family; where it cannot be read (some containers hide it), the newest: nothing else fits it."""
     for family, profile in _NEURON_FAMILIES.items():
-        if product.startswith(family):
+        if instance_type.startswith(family):
             return profile
     return "neuron-trn2"
 
@@ -90,7 +102,7 @@ def _memory_bytes(root: Path) -> int:
         used = int((root / "sys/fs/cgroup/memory.current").read_text())
     except (OSError, ValueError):
         return available
-    return available if limit == "max" else min(available, int(limit) - used)
+    return available if limit == "max" else max(0, min(available, int(limit) - used))
 
 
 def _cpu_flags(root: Path) -> frozenset[str]:

@@ -33,21 +33,34 @@ REFUSED_FIELDS = {
     "request_id": "send the x-request-id header",
     "documents": "put documents into messages",
     "use_beam_search": "beam search is not offered",
+    "length_penalty": "it belongs to beam search, which is not offered",
     "prompt_embeds": "embeddings are not accepted as prompts",
+    "audio": "this server answers with text only",
+    "web_search_options": "this server does not search the web; give the model a tool that does",
+    "moderation": "this server does not moderate",
+    "prompt_cache_options": "prompt prefixes are always cached",
 }
 _MAX_SHOWN = 80
+_STRICT = ConfigDict(
+    extra="forbid",
+    strict=True,
+    protected_namespaces=(),
+    validate_by_name=False,
+    validate_by_alias=True,
+    allow_inf_nan=False,
+)
 
 
 class RequestModel(BaseModel):
     """A request as its API defines it: unknown fields refused, no silent coercion."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True)
+    model_config = _STRICT
 
 
 class PartModel(BaseModel):
     """A nested object of a request."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True)
+    model_config = _STRICT
 
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
@@ -109,7 +122,7 @@ def _rule(problem: Any) -> str:
 
 
 def _unknown(cls: type[BaseModel], param: str) -> str:
-    near = difflib.get_close_matches(param, _names(cls), n=1)
+    near = [] if "." in param else difflib.get_close_matches(param, _names(cls), n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"Unrecognized request argument supplied: {_shorten(param)}.{hint}"
 
@@ -144,25 +157,52 @@ _STATUS_TO_ERROR: dict[int, type[ServeError]] = {
     503: NotReady,
 }
 _CONTEXT = re.compile(r"context length|max_model_len|maximum model length|longer than the maximum", re.IGNORECASE)
-_LIMIT = re.compile(r"(?:maximum context length is|max_model_len[^0-9]{0,20}) ?(\d+)", re.IGNORECASE)
+_LIMIT = re.compile(r"(?:maximum (?:context|model) length|max_model_len)\D{0,20}(\d+)", re.IGNORECASE)
 # vLLM appends its own fields to the text: "... (parameter=max_tokens, value=5)".
-_TRAILER = re.compile(r"\s*\(parameter=.*\)$", re.DOTALL)
+_TRAILER = re.compile(r"\s*\((?:parameter|value)=.*\)$", re.DOTALL)
+_GRAMMAR = re.compile(
+    r"into a grammar|grammar error|grammar specification|not supported by xgrammar|structural tag", re.IGNORECASE
+)
+# Where a library was built: "[02:02:20] /project/cpp/regex_converter.cc:83: ".
+_ORIGIN = re.compile(r"(?:\[[\d:]+\] )?\S+\.(?:cc|cpp|h|rs|py):\d+: ?")
+_PYDANTIC = re.compile(r"^\d+ validation errors? for ")
+_PYDANTIC_RULE = re.compile(r"^ {2}(?:Value error, )?(.+?) \[type=", re.MULTILINE)
+_INTERNAL = re.compile(r" at 0x[0-9a-f]+|site-packages|Traceback|<class '|<[\w.]+ object|/[\w.-]+/[\w.-]+\.\w+")
+# vLLM's names for the parts of a prompt, which no request has.
+_PROMPT_PARAMS = ("input_tokens", "input_text", "max_model_len", "prompt_token_ids")
 
 
-def from_vllm_error(raw: JsonObject) -> ServeError:
-    """vLLM's ErrorResponse (numeric code) as our error. A server-side failure keeps its text out of the answer."""
+def from_vllm_error(raw: JsonObject, *, prompt_param: str = "messages", grammar_param: str | None = None) -> ServeError:
+    """vLLM's ErrorResponse (numeric code) as our error, without a word about vLLM's insides.
+
+    `prompt_param` and `grammar_param` name the request's fields that hold the prompt and the grammar.
+    """
     detail = raw.get("error", raw)
     status = detail.get("code")
-    message = _TRAILER.sub("", str(detail.get("message", "")))
+    message = _public(str(detail.get("message", "")))
     param = detail.get("param")
+    if param in _PROMPT_PARAMS:
+        param = prompt_param
     cls = _STATUS_TO_ERROR.get(status if isinstance(status, int) else 500)
     if cls is None:
         return InternalError("The engine failed to answer this request.")
     if cls is InvalidRequest and _CONTEXT.search(message):
-        return ContextLengthExceeded(_context_message(message), param=param or "messages")
+        return ContextLengthExceeded(_context_message(message), param=param or prompt_param)
+    if cls is InvalidRequest and _GRAMMAR.search(message):
+        return InvalidRequest(message, param=param or grammar_param, code="invalid_value")
     if cls is NotFound:
         return NotFound(message.split(" Valid aliases:")[0], param=param or "model", code="model_not_found")
-    return cls(message, param=param)
+    return cls(message, param=param, code="invalid_value" if cls is InvalidRequest else None)
+
+
+def _public(message: str) -> str:
+    """The part of vLLM's text that helps a caller: no validator dumps, source lines, addresses or paths."""
+    message = _TRAILER.sub("", message)
+    if _PYDANTIC.match(message):
+        rule = _PYDANTIC_RULE.search(message)
+        message = _TRAILER.sub("", rule[1]) if rule else ""
+    message = _ORIGIN.sub("", message).strip()
+    return "The engine refused this request." if not message or _INTERNAL.search(message) else message
 
 
 def _context_message(message: str) -> str:

@@ -1,14 +1,16 @@
 """Anthropic's Messages API as a dialect of chat completions: one engine path, another wording."""
 
-import json
+import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from burrstone.batching.errors import ServeError
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.api.base import UnknownFields, parse_model, reject
-from burrstone.serving.api.messages_schema import CountTokens, CreateMessage, InputMessage, MediaBlock
+from burrstone.serving.api.messages_schema import AnthropicTool, CountTokens, CreateMessage, OutputConfig
 from burrstone.serving.api.messages_stream import from_chat, from_chat_stream
+from burrstone.serving.api.messages_turns import turns
+from burrstone.serving.api.renaming import renamed
 from burrstone.serving.api.types import JsonObject, Stream
 from burrstone.serving.config import LimitsConfig
 from burrstone.serving.status import wire_status
@@ -23,6 +25,15 @@ _ERROR_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+_RENAMES = [
+    (r"messages.*", "messages"),
+    (r"max_completion_tokens", "max_tokens"),
+    (r"stop", "stop_sequences"),
+    (r"response_format(\.json_schema)?", "output_config.format"),
+    (r"reasoning_effort", "output_config.effort"),
+    (r"(tools\[\d+\])\.function\.parameters", r"\1.input_schema"),
+    (r"(tools\[\d+\])\.function", r"\1"),
+]
 
 
 class Chat(Protocol):
@@ -50,19 +61,26 @@ class MessagesApi:
 
     async def create(self, body: JsonObject, meta: RequestMeta) -> JsonObject | Stream:
         request = parse_model(CreateMessage, body, self._unknown_fields)
-        reply = await self._chat(to_chat(request, self._limits), meta, keep_stop_reason=True)
+        try:
+            reply = await self._chat(to_chat(request, self._limits), meta, keep_stop_reason=True)
+        except ServeError as error:
+            raise renamed(error, _RENAMES) from error
         if isinstance(reply, dict):
             return from_chat(reply)
-        return from_chat_stream(reply, request.model)
+        return _renaming(from_chat_stream(reply, request.model))
 
     async def count_tokens(self, body: JsonObject, meta: RequestMeta) -> JsonObject:
         request = parse_model(CountTokens, body, self._unknown_fields)
-        return {"input_tokens": await self._count_prompt_tokens(conversation(request), meta)}
+        try:
+            return {"input_tokens": await self._count_prompt_tokens(conversation(request), meta)}
+        except ServeError as error:
+            raise renamed(error, _RENAMES) from error
 
 
 def error_body(error: ServeError, request_id: str) -> JsonObject:
     """Anthropic's error envelope."""
-    kind = _ERROR_TYPES.get(wire_status(error).http, "api_error")
+    status = wire_status(error).http
+    kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
 
 
@@ -76,8 +94,13 @@ def to_chat(request: CreateMessage, limits: LimitsConfig) -> JsonObject:
         if len(request.stop_sequences) > limits.max_stop_sequences:
             raise reject(f"stop_sequences: at most {limits.max_stop_sequences} entries.", "stop_sequences")
         body["stop"] = request.stop_sequences
+    if request.output_config is not None:
+        body |= _output_config(request.output_config)
     if request.stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        # Usage in every chunk, because message_start already has to name the input tokens.
+        body |= {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    if body["messages"][-1]["role"] == "assistant":
+        body |= _prefill(body["messages"][-1]["content"])
     return body | _tool_choice(request)
 
 
@@ -89,20 +112,38 @@ def conversation(request: CountTokens) -> JsonObject:
     if request.system is not None:
         system = request.system if isinstance(request.system, str) else "\n".join(b.text for b in request.system)
         messages.append({"role": "system", "content": system})
-    for number, message in enumerate(request.messages):
-        messages += _turn(message, f"messages[{number}]")
-    body: JsonObject = {"model": request.model, "messages": messages}
+    body: JsonObject = {"model": request.model, "messages": messages + turns(request.messages)}
     if request.tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {"name": tool.name, "parameters": tool.input_schema}
-                | ({"description": tool.description} if tool.description is not None else {})
-                | ({"strict": tool.strict} if tool.strict is not None else {}),
-            }
-            for tool in request.tools
-        ]
+        body["tools"] = [_tool(tool) for tool in request.tools]
     return body
+
+
+def _tool(tool: AnthropicTool) -> JsonObject:
+    function: JsonObject = {"name": tool.name, "parameters": tool.input_schema}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _output_config(config: OutputConfig) -> JsonObject:
+    body: JsonObject = {}
+    if config.effort is not None:
+        body["reasoning_effort"] = "xhigh" if config.effort == "max" else config.effort
+    if config.format is not None:
+        schema = {"name": "output", "schema": config.format.schema_, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def _prefill(text: str) -> JsonObject:
+    """A last turn of the assistant is the beginning of the answer: the model goes on where it ends."""
+    if not text.strip():
+        raise reject("messages: the final assistant content cannot be empty.", "messages")
+    if text != text.rstrip():
+        raise reject("messages: final assistant content cannot end with trailing whitespace.", "messages")
+    return {"continue_final_message": True, "add_generation_prompt": False}
 
 
 def _tool_choice(request: CreateMessage) -> JsonObject:
@@ -125,45 +166,10 @@ def _tool_choice(request: CreateMessage) -> JsonObject:
     return body
 
 
-def _turn(message: InputMessage, where: str) -> list[JsonObject]:
-    """One Anthropic turn as chat messages: tool results come first, each a message of its own."""
-    if isinstance(message.content, str):
-        return [{"role": message.role, "content": message.content}]
-    texts: list[str] = []
-    calls: list[JsonObject] = []
-    results: list[JsonObject] = []
-    for index, block in enumerate(message.content):
-        path = f"{where}.content[{index}]"
-        if isinstance(block, MediaBlock):
-            raise reject(f"{path}: this server takes text only, not {block.type}.", f"{path}.type")
-        if block.type == "text":
-            texts.append(block.text)
-        elif block.type == "tool_use":
-            _require_role(message, "assistant", path)
-            arguments = json.dumps(block.input, ensure_ascii=False)
-            calls.append({"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments}})
-        elif block.type == "tool_result":
-            _require_role(message, "user", path)
-            results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _result_text(block, path)})
-    turn: JsonObject = {"role": message.role}
-    if texts or not (calls or results):
-        turn["content"] = "\n".join(texts)
-    if calls:
-        turn["tool_calls"] = calls
-    return results + ([turn] if len(turn) > 1 else [])
-
-
-def _require_role(message: InputMessage, role: str, path: str) -> None:
-    if message.role != role:
-        raise reject(f"{path}: such a block belongs to the {role}.", path)
-
-
-def _result_text(block: Any, path: str) -> str:
-    if block.content is None:
-        return ""
-    if isinstance(block.content, str):
-        return block.content
-    for part in block.content:
-        if isinstance(part, MediaBlock):
-            raise reject(f"{path}.content: this server takes text only, not {part.type}.", f"{path}.content")
-    return "\n".join(part.text for part in block.content)
+async def _renaming(events: Stream) -> Stream:
+    try:
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+    except ServeError as error:
+        raise renamed(error, _RENAMES) from error

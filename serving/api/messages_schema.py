@@ -98,6 +98,16 @@ class Thinking(PartModel):
     display: str | None = None
 
 
+class OutputFormat(PartModel):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(PartModel):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
 class MessageMetadata(PartModel):
     user_id: str | None = None
 
@@ -119,5 +129,6 @@ class CreateMessage(CountTokens):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
+    output_config: OutputConfig | None = None
     metadata: MessageMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None

@@ -49,7 +49,8 @@ async def from_chat_stream(events: Stream, model: str) -> Stream:
                     "content": [],
                     "stop_reason": None,
                     "stop_sequence": None,
-                    "usage": _usage({}),
+                    "stop_details": None,
+                    "usage": _usage(event.data.get("usage") or {}),
                 }
                 yield Event({"type": "message_start", "message": start}, "message_start")
                 started = True

@@ -1,7 +1,9 @@
-"""Stored responses of one replica: bounded by number and bytes, oldest out first, invisible to other tenants."""
+"""Stored responses of one replica: bounded by number, bytes and age, oldest out first, invisible to other tenants."""
 
 import asyncio
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -11,20 +13,23 @@ from burrstone.serving.api.types import Event, JsonObject
 
 _MAX_RESPONSES = 1000
 _MAX_BYTES = 64 * 2**20
+_TTL_S = 24 * 3600.0
 
 
 @dataclass(slots=True)
 class StoredResponse:
-    """`history`: chat messages up to and including the answer, for previous_response_id."""
+    """`history`: chat messages up to, but without, the answer. `streamed`: `events` are kept for later readers."""
 
     tenant: str
     response: JsonObject
     input_items: list[JsonObject]
     history: list[JsonObject] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)  # of a background stream, for a reader who comes back
+    streamed: bool = False
+    events: list[Event] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     num_bytes: int = 0
+    stored_s: float = 0.0
 
     @property
     def finished(self) -> bool:
@@ -39,42 +44,84 @@ class StoredResponse:
 class ResponseStore:
     """In memory, for one replica; it is lost when the replica is."""
 
-    def __init__(self, max_responses: int = _MAX_RESPONSES, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(
+        self,
+        max_responses: int = _MAX_RESPONSES,
+        max_bytes: int = _MAX_BYTES,
+        ttl_s: float = _TTL_S,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
+        self._ttl_s = ttl_s
+        self._now_s = now_s
         self._stored: OrderedDict[str, StoredResponse] = OrderedDict()
+        self._items: dict[tuple[str, str], tuple[str, JsonObject]] = {}  # (tenant, item id) -> (response id, item)
         self._num_bytes = 0
 
     def put(self, stored: StoredResponse) -> None:
         """Keep it, or keep its new state. Running responses are never the ones dropped."""
         response_id = stored.response["id"]
         self._forget(response_id)
-        stored.num_bytes = len(msgspec.json.encode([stored.response, stored.input_items, stored.history]))
+        stored.stored_s = self._now_s()
+        stored.num_bytes = _size(stored)
         self._stored[response_id] = stored
         self._num_bytes += stored.num_bytes
-        for old_id in [key for key, value in self._stored.items() if value.finished and key != response_id]:
-            if len(self._stored) <= self._max_responses and self._num_bytes <= self._max_bytes:
-                break
-            self._forget(old_id)
+        for item in [*stored.input_items, *stored.response["output"]]:
+            self._items[stored.tenant, item["id"]] = (response_id, item)
+        self._make_room(response_id)
 
-    def get(self, response_id: str, tenant: str, *, param: str | None = None) -> StoredResponse:
+    def refresh(self, stored: StoredResponse) -> None:
+        """Keep the new state of a response, unless it was deleted meanwhile."""
+        if stored.response["id"] in self._stored:
+            self.put(stored)
+
+    def get(self, response_id: str, tenant: str) -> StoredResponse:
         """Raises NotFound for an id that is unknown, dropped, or another tenant's."""
         stored = self._stored.get(response_id)
+        if stored is not None and self._expired(stored):
+            self._forget(response_id)
+            stored = None
         if stored is None or stored.tenant != tenant:
             raise NotFound(
-                f"Response with id '{response_id[:64]}' not found.",
-                param=param or "response_id",
-                code="response_not_found",
+                f"Response with id '{response_id[:64]}' not found.", param="response_id", code="response_not_found"
             )
         self._stored.move_to_end(response_id)
         return stored
+
+    def find_item(self, item_id: str, tenant: str) -> JsonObject | None:
+        """An input or output item of a finished response that is still stored."""
+        found = self._items.get((tenant, item_id))
+        if found is None or self._expired(self._stored[found[0]]):
+            return None
+        return found[1]
 
     def delete(self, response_id: str, tenant: str) -> StoredResponse:
         stored = self.get(response_id, tenant)
         self._forget(response_id)
         return stored
 
+    def _make_room(self, newest_id: str) -> None:
+        for old_id, old in list(self._stored.items()):
+            full = len(self._stored) > self._max_responses or self._num_bytes > self._max_bytes
+            if self._expired(old) or (full and old.finished and old_id != newest_id):
+                self._forget(old_id)
+
+    def _expired(self, stored: StoredResponse) -> bool:
+        return stored.finished and self._now_s() - stored.stored_s > self._ttl_s
+
     def _forget(self, response_id: str) -> None:
         stored = self._stored.pop(response_id, None)
-        if stored is not None:
-            self._num_bytes -= stored.num_bytes
+        if stored is None:
+            return
+        self._num_bytes -= stored.num_bytes
+        for item in [*stored.input_items, *stored.response["output"]]:
+            key = (stored.tenant, item["id"])
+            # A later response may have been sent the same item; then it is that one's.
+            if key in self._items and self._items[key][0] == response_id:
+                del self._items[key]
+
+
+def _size(stored: StoredResponse) -> int:
+    events = [event.data for event in stored.events]
+    return len(msgspec.json.encode([stored.response, stored.input_items, stored.history, events]))

@@ -3,50 +3,64 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Literal
 
 from burrstone.batching.errors import Conflict, InternalError, NotFound, ServeError
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.api.base import UnknownFields, parse_model, reject
+from burrstone.serving.api.renaming import renamed
 from burrstone.serving.api.response_store import ResponseStore, StoredResponse
-from burrstone.serving.api.responses_convert import check, check_tool_types, input_items, new_response, to_chat
+from burrstone.serving.api.responses_convert import check, new_response, refuse_unsupported, to_chat
+from burrstone.serving.api.responses_input import input_messages, listed_items, output_messages, resolve_input
 from burrstone.serving.api.responses_schema import CreateResponse
-from burrstone.serving.api.responses_stream import ResponseBuilder, failed_event, output_messages
+from burrstone.serving.api.responses_stream import ResponseBuilder
 from burrstone.serving.api.types import JsonObject, Stream
 from burrstone.serving.config import LimitsConfig
 
 log = logging.getLogger("burrstone.responses")
 Chat = Callable[[JsonObject, RequestMeta], Awaitable[JsonObject | Stream]]
+Chunks = AsyncGenerator[JsonObject, None]
+_RENAMES = [
+    (r"messages.*", "input"),
+    (r"max_(completion_)?tokens", "max_output_tokens"),
+    (r"response_format(\.json_schema)?", "text.format"),
+    (r"reasoning_effort", "reasoning.effort"),
+    (r"(tools\[\d+\])\.function", r"\1"),
+]
 
 
 class ResponsesApi:
     """Create, retrieve, cancel and delete. Every response is made by one stream of chat chunks."""
 
-    def __init__(self, chat: Chat, limits: LimitsConfig, unknown_fields: UnknownFields) -> None:
+    def __init__(
+        self, chat: Chat, limits: LimitsConfig, unknown_fields: UnknownFields, store: ResponseStore | None = None
+    ) -> None:
         self._chat = chat
         self._limits = limits
         self._unknown_fields = unknown_fields
-        self._store = ResponseStore()
+        self._store = store or ResponseStore()
 
     async def create(self, body: JsonObject, meta: RequestMeta) -> JsonObject | Stream:
-        check_tool_types(body)
+        refuse_unsupported(body)
         request = parse_model(CreateResponse, body, self._unknown_fields)
-        check(body, request)
-        if request.top_logprobs is not None and request.top_logprobs > self._limits.max_logprobs:
-            raise reject(f"Invalid value for 'top_logprobs': at most {self._limits.max_logprobs}.", "top_logprobs")
-        chat_body, turns = to_chat(request, self._history(request, meta), lambda item: self._resolve(item, meta))
-        chat_body |= {"stream": True, "stream_options": {"include_usage": True}}
+        check(request, self._limits)
+        items = resolve_input(request, lambda item_id: self._find_item(item_id, meta))
+        history = self._history(request, meta)
+        turns = history + input_messages(items, history)
+        chunks = await self._open(to_chat(request, turns), meta)
         response = new_response(request, "queued" if request.background else "in_progress")
-        stored = StoredResponse(meta.tenant, response, input_items(request), turns)
+        stored = StoredResponse(meta.tenant, response, listed_items(items), turns)
         if request.background:
-            return await self._start_background(stored, chat_body, meta, stream=bool(request.stream))
-        events = self._run(stored, chat_body, meta, keep=request.store is not False)
+            return self._start_background(stored, chunks, stream=bool(request.stream))
+        builder = ResponseBuilder(response)
+        keep = request.store is not False
         if request.stream:
-            return self._failing_in_stream(events, stored)
-        async with contextlib.aclosing(events):
+            return self._failing_in_stream(builder, stored, chunks, keep=keep)
+        async with contextlib.aclosing(self._run(builder, stored, chunks, keep=keep)) as events:
             async for _ in events:
                 pass
-        return stored.response
+        return response
 
     async def retrieve(
         self, response_id: str, meta: RequestMeta, *, stream: bool, starting_after: int | None
@@ -54,124 +68,178 @@ class ResponsesApi:
         stored = self._store.get(response_id, meta.tenant)
         if not stream:
             return stored.response
-        if not stored.events:
+        if not stored.streamed:
             raise reject("Only a response created with background and stream can be streamed again.", "stream")
-        return self._replay(stored, -1 if starting_after is None else starting_after)
+        position = 0 if starting_after is None else starting_after + 1
+        if stored.finished and position >= len(stored.events):
+            raise reject(
+                f"Invalid value for 'starting_after': the last event of this response is {len(stored.events) - 1}.",
+                "starting_after",
+            )
+        return _replay(stored, position)
 
     async def cancel(self, response_id: str, meta: RequestMeta) -> JsonObject:
         stored = self._store.get(response_id, meta.tenant)
         if not stored.response["background"]:
-            raise Conflict("Only a background response can be cancelled; close the connection of any other.")
-        if stored.task is not None and not stored.finished:
-            stored.task.cancel()
-            await asyncio.wait((stored.task,))
+            raise reject("Cannot cancel a synchronous response; close its connection instead.", "response_id")
+        await _stop(stored)
         return stored.response
 
     async def delete(self, response_id: str, meta: RequestMeta) -> JsonObject:
-        stored = self._store.delete(response_id, meta.tenant)
-        if stored.task is not None:
-            stored.task.cancel()
+        await _stop(self._store.delete(response_id, meta.tenant))
         return {"id": response_id, "object": "response.deleted", "deleted": True}
 
-    async def input_items(self, response_id: str, meta: RequestMeta) -> JsonObject:
+    async def input_items(
+        self,
+        response_id: str,
+        meta: RequestMeta,
+        *,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> JsonObject:
+        """The input items after item `after`, newest first unless `order` is asc; all of them without a `limit`."""
         items = self._store.get(response_id, meta.tenant).input_items
-        ids = [item["id"] for item in items]
+        if order == "desc":
+            items = items[::-1]
+        if after is not None:
+            places = [number for number, item in enumerate(items) if item["id"] == after]
+            if not places:
+                raise reject("Invalid value for 'after': this response has no such item.", "after")
+            items = items[places[0] + 1 :]
+        page = items if limit is None else items[:limit]
         return {
             "object": "list",
-            "data": items,
-            "first_id": ids[0] if ids else None,
-            "last_id": ids[-1] if ids else None,
-            "has_more": False,
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(page) < len(items),
         }
 
     def _history(self, request: CreateResponse, meta: RequestMeta) -> list[JsonObject]:
-        if request.previous_response_id is None:
+        wanted = request.previous_response_id
+        if wanted is None:
             return []
-        previous = self._store.get(request.previous_response_id, meta.tenant, param="previous_response_id")
+        try:
+            previous = self._store.get(wanted, meta.tenant)
+        except NotFound:
+            raise reject(
+                f"Previous response with id '{wanted[:64]}' not found.",
+                "previous_response_id",
+                "previous_response_not_found",
+            ) from None
         if not previous.finished:
             raise Conflict("The previous response is still running.", param="previous_response_id")
-        return [*previous.history, *output_messages(previous.response)]
+        return previous.history + output_messages(previous.response["output"])
 
-    def _resolve(self, item_id: str, meta: RequestMeta) -> list[JsonObject]:
-        raise NotFound(
-            f"Item '{item_id[:64]}' not found: send the item itself, or use previous_response_id.",
-            param="input",
-            code="item_not_found",
-        )
+    def _find_item(self, item_id: str, meta: RequestMeta) -> JsonObject:
+        item = self._store.find_item(item_id, meta.tenant)
+        if item is None:
+            raise NotFound(
+                f"Item with id '{item_id[:64]}' not found: only items of stored responses can be referred to.",
+                param="input",
+                code="item_not_found",
+            )
+        return item
 
-    async def _failing_in_stream(self, events: Stream, stored: StoredResponse) -> Stream:
-        """The same events; a failure after the first one becomes a last event, response.failed."""
-        sequence = -1
+    async def _open(self, chat_body: JsonObject, meta: RequestMeta) -> Chunks:
+        """The chunks of a chat stream. What is wrong with the request is raised here, before anything is promised."""
+        chat_body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
-            async for event in events:
-                sequence = event.data["sequence_number"]
-                yield event
+            events = await self._chat(chat_body, meta)
         except ServeError as error:
-            if sequence < 0:
-                raise
-            yield failed_event(stored.response, error, sequence + 1)
-        finally:
-            await events.aclose()
-
-    async def _run(self, stored: StoredResponse, chat_body: JsonObject, meta: RequestMeta, *, keep: bool) -> Stream:
-        """Events of one response; raises ServeError at any point. What is kept is stored before the last event."""
-        builder = ResponseBuilder(stored.response)
-        chunks = await self._chat(chat_body, meta)
-        if isinstance(chunks, dict):
+            raise renamed(error, _RENAMES) from error
+        if isinstance(events, dict):
             raise InternalError("The engine answered once where a stream was asked for.")
-        try:
-            first = await anext(chunks)
-            for event in builder.start() + builder.grow(first.data):
-                yield event
+        return _chunks(events)
+
+    async def _run(self, builder: ResponseBuilder, stored: StoredResponse, chunks: Chunks, *, keep: bool) -> Stream:
+        """Events of one response; raises ServeError at any point. It is stored before its last event is out."""
+        async with contextlib.aclosing(chunks):
             async for chunk in chunks:
-                for event in builder.grow(chunk.data):
+                # Nothing is sent before the first chunk, so that an early error keeps its status.
+                for event in ([] if builder.started else builder.start()) + builder.grow(chunk):
                     yield event
-            last = builder.finish()
-            if keep:
-                self._store.put(stored)
-            for event in last:
-                yield event
-        except (asyncio.CancelledError, GeneratorExit):
-            builder.cancel()
-            raise
-        finally:
-            await chunks.aclose()
+        if not builder.started:
+            raise InternalError("The engine ended the answer before it began.")
+        last = builder.finish()
+        if keep:
+            self._store.put(stored)
+        for event in last:
+            yield event
 
-    async def _start_background(
-        self, stored: StoredResponse, chat_body: JsonObject, meta: RequestMeta, *, stream: bool
-    ) -> JsonObject | Stream:
+    async def _failing_in_stream(
+        self, builder: ResponseBuilder, stored: StoredResponse, chunks: Chunks, *, keep: bool
+    ) -> Stream:
+        """The same events; a failure after the first one becomes a last event, response.failed."""
+        async with contextlib.aclosing(self._run(builder, stored, chunks, keep=keep)) as events:
+            try:
+                async for event in events:
+                    yield event
+                return
+            except ServeError as error:
+                if not builder.started:
+                    raise
+                last = builder.fail(error)
+        if keep:
+            self._store.put(stored)
+        for event in last:
+            yield event
+
+    def _start_background(self, stored: StoredResponse, chunks: Chunks, *, stream: bool) -> JsonObject | Stream:
+        stored.streamed = stream
         self._store.put(stored)
-        snapshot = dict(stored.response)
-        stored.task = asyncio.create_task(self._background(stored, chat_body, meta, stream=stream))
-        return self._replay(stored, -1) if stream else snapshot
+        stored.task = asyncio.create_task(self._background(stored, chunks))
+        return _replay(stored, 0) if stream else stored.response | {"output": []}
 
-    async def _background(
-        self, stored: StoredResponse, chat_body: JsonObject, meta: RequestMeta, *, stream: bool
-    ) -> None:
+    async def _background(self, stored: StoredResponse, chunks: Chunks) -> None:
+        builder = ResponseBuilder(stored.response)
+        last = []
         try:
-            async for event in self._run(stored, chat_body, meta, keep=True):
-                if stream:
-                    stored.events.append(event)
-                stored.announce()
+            async with contextlib.aclosing(self._run(builder, stored, chunks, keep=False)) as events:
+                async for event in events:
+                    if stored.streamed:
+                        stored.events.append(event)
+                        stored.announce()
         except asyncio.CancelledError:
-            stored.response["status"] = "cancelled"
+            last = builder.cancel()
         except ServeError as error:
-            failed = failed_event(stored.response, error, len(stored.events))
-            stored.events += [failed] if stream else []
+            last = builder.fail(error)
         except Exception:
             log.exception("background response %s failed", stored.response["id"])
-            stored.response |= {"status": "failed", "error": {"code": "server_error", "message": "internal error"}}
-        finally:
-            stored.announce()
+            last = builder.fail(InternalError("The server failed to answer this request."))
+        if stored.streamed:
+            stored.events += last
+        self._store.refresh(stored)
+        stored.announce()
 
-    async def _replay(self, stored: StoredResponse, after: int) -> Stream:
-        """Events past sequence number `after`: those kept, then those to come."""
-        position = after + 1
-        while True:
-            changed = stored.changed
-            while position < len(stored.events):
-                yield stored.events[position]
-                position += 1
-            if stored.finished or (stored.task is not None and stored.task.done()):
-                return
-            await changed.wait()
+
+async def _chunks(events: Stream) -> Chunks:
+    try:
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event.data
+    except ServeError as error:
+        raise renamed(error, _RENAMES) from error
+
+
+async def _replay(stored: StoredResponse, position: int) -> Stream:
+    """Events from `position` on: those kept, then those to come."""
+    while True:
+        changed = stored.changed
+        while position < len(stored.events):
+            yield stored.events[position]
+            position += 1
+        if stored.finished:
+            return
+        await changed.wait()
+
+
+async def _stop(stored: StoredResponse) -> None:
+    if stored.task is None or stored.finished:
+        return
+    stored.task.cancel()
+    await asyncio.wait((stored.task,))
+    if not stored.finished:  # cancelled before its first step, so it could not say so itself
+        stored.response["status"] = "cancelled"
+        stored.announce()

@@ -1,32 +1,44 @@
 """A Responses request as a chat completions body, and a fresh response object that echoes the request."""
 
 import time
-import uuid
 from typing import Any
 
 from burrstone.serving.api.base import reject
+from burrstone.serving.api.responses_input import new_id
 from burrstone.serving.api.responses_schema import (
     AllowedTools,
     CreateResponse,
-    FunctionCallItem,
-    FunctionCallOutputItem,
-    InputMediaPart,
-    ItemReference,
     JsonSchemaFormat,
-    MessageItem,
     NamedTool,
 )
 from burrstone.serving.api.types import JsonObject
+from burrstone.serving.config import LimitsConfig
 
 LOGPROBS = "message.output_text.logprobs"
+# Agents ask for encrypted reasoning as a matter of course; this server has none, so none is ever included.
 _INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
+_UNSUPPORTED = {
+    "conversation": "send the items, or chain with previous_response_id",
+    "prompt": "there are no stored prompt templates; send instructions and input",
+}
 
 
-def new_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex}"
+def refuse_unsupported(body: JsonObject) -> None:
+    """What this server does not have, by name: hosted tools, and state that lives elsewhere. Raises InvalidRequest."""
+    for name, reason in _UNSUPPORTED.items():
+        if body.get(name) is not None:
+            raise reject(f"'{name}' is not offered here: {reason}.", name, "unsupported_parameter")
+    tools = body.get("tools")
+    for number, tool in enumerate(tools if isinstance(tools, list) else []):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            raise reject(
+                f"Invalid value for 'tools[{number}].type': only function tools are offered here, not {kind[:64]!r}.",
+                f"tools[{number}].type",
+            )
 
 
-def check(body: JsonObject, request: CreateResponse) -> None:
+def check(request: CreateResponse, limits: LimitsConfig) -> None:
     """Raises InvalidRequest for what the schema cannot say."""
     for name in request.include or []:
         if name not in _INCLUDABLE:
@@ -37,29 +49,19 @@ def check(body: JsonObject, request: CreateResponse) -> None:
         )
     if request.background and request.store is False:
         raise reject("A background response has to be stored: leave 'store' out or send true.", "store")
-    if request.tools == []:
-        return
     if request.tool_choice not in (None, "auto", "none") and not request.tools:
         raise reject("The 'tool_choice' parameter is only allowed when 'tools' are given.", "tool_choice")
+    if request.top_logprobs is not None and request.top_logprobs > limits.max_logprobs:
+        raise reject(f"Invalid value for 'top_logprobs': at most {limits.max_logprobs}.", "top_logprobs")
+    metadata = request.metadata or {}
+    if len(metadata) > 16 or any(len(key) > 64 or len(value) > 512 for key, value in metadata.items()):
+        raise reject(
+            "Invalid value for 'metadata': at most 16 pairs, keys of 64 and values of 512 characters.", "metadata"
+        )
 
 
-def check_tool_types(body: JsonObject) -> None:
-    """Hosted tools do not exist here; say so by name instead of as a schema error."""
-    tools = body.get("tools")
-    if not isinstance(tools, list):
-        return
-    for number, tool in enumerate(tools):
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            raise reject(
-                f"Invalid value for 'tools[{number}].type': only function tools are offered here, not {kind[:64]!r}.",
-                f"tools[{number}].type",
-            )
-
-
-def to_chat(request: CreateResponse, history: list[JsonObject], resolve: Any) -> tuple[JsonObject, list[JsonObject]]:
-    """(chat body, its messages without instructions). `resolve(item id)` gives the chat messages of a stored item."""
-    turns = history + input_messages(request, resolve)
+def to_chat(request: CreateResponse, turns: list[JsonObject]) -> JsonObject:
+    """The chat body that means the same; `turns` are the chat messages of the history and the input."""
     system = [{"role": "system", "content": request.instructions}] if request.instructions else []
     body: JsonObject = {"model": request.model, "messages": _merge_system(system + turns)}
     for ours, theirs in (
@@ -85,56 +87,7 @@ def to_chat(request: CreateResponse, history: list[JsonObject], resolve: Any) ->
         body |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.reasoning is not None and request.reasoning.effort is not None:
         body["reasoning_effort"] = request.reasoning.effort
-    return body | _format(request), turns
-
-
-def input_messages(request: CreateResponse, resolve: Any) -> list[JsonObject]:
-    """The input as chat messages; neighbouring function calls become one assistant message."""
-    if isinstance(request.input, str):
-        return [{"role": "user", "content": request.input}]
-    messages: list[JsonObject] = []
-    for number, item in enumerate(request.input):
-        where = f"input[{number}]"
-        if isinstance(item, MessageItem):
-            messages.append({"role": item.role, "content": _text(item.content, f"{where}.content")})
-        elif isinstance(item, FunctionCallItem):
-            call = {
-                "id": item.call_id,
-                "type": "function",
-                "function": {"name": item.name, "arguments": item.arguments},
-            }
-            add_call(messages, call)
-        elif isinstance(item, FunctionCallOutputItem):
-            text = _text(item.output, f"{where}.output")
-            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": text})
-        elif isinstance(item, ItemReference):
-            messages += resolve(item.id)
-        # A reasoning item is the model's own note to itself; chat templates drop earlier turns' reasoning too.
-    if not messages:
-        raise reject("Invalid value for 'input': it holds no message.", "input")
-    return messages
-
-
-def add_call(messages: list[JsonObject], call: JsonObject) -> None:
-    if messages and messages[-1]["role"] == "assistant" and "tool_calls" in messages[-1]:
-        messages[-1]["tool_calls"].append(call)
-    else:
-        messages.append({"role": "assistant", "tool_calls": [call]})
-
-
-def input_items(request: CreateResponse) -> list[JsonObject]:
-    """The input as GET /v1/responses/{id}/input_items shows it."""
-    if isinstance(request.input, str):
-        part = {"type": "input_text", "text": request.input}
-        return [{"id": new_id("msg"), "type": "message", "role": "user", "status": "completed", "content": [part]}]
-    items = []
-    for item in request.input:
-        dumped = item.model_dump(exclude_none=True)
-        if isinstance(item, MessageItem) and isinstance(item.content, str):
-            kind = "output_text" if item.role == "assistant" else "input_text"
-            dumped["content"] = [{"type": kind, "text": item.content}]
-        items.append({"id": new_id("item")} | dumped)
-    return items
+    return body | _format(request)
 
 
 def new_response(request: CreateResponse, status: str) -> JsonObject:
@@ -174,7 +127,7 @@ def new_response(request: CreateResponse, status: str) -> JsonObject:
                 "name": tool.name,
                 "description": tool.description,
                 "parameters": tool.parameters,
-                "strict": tool.strict is not False,
+                "strict": tool.strict,
             }
             for tool in request.tools or []
         ],
@@ -202,7 +155,7 @@ def response_usage(usage: JsonObject) -> JsonObject:
 def _merge_system(messages: list[JsonObject]) -> list[JsonObject]:
     """Chat templates take one system message, first: instructions and developer items are joined into it."""
     system = [message for message in messages if message["role"] in ("system", "developer")]
-    if len(system) < 2 and (not system or messages[0] is system[0]):
+    if not system:
         return messages
     joined = "\n\n".join(message["content"] for message in system)
     return [{"role": "system", "content": joined}, *(m for m in messages if m["role"] not in ("system", "developer"))]
@@ -231,16 +184,3 @@ def _format(request: CreateResponse) -> JsonObject:
         schema = wanted.model_dump(exclude_none=True, by_alias=True, exclude={"type"})
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
     return {"response_format": {"type": "json_object"}}
-
-
-def _text(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for number, part in enumerate(content):
-        if isinstance(part, InputMediaPart):
-            raise reject(
-                f"Invalid value for '{where}[{number}]': this server takes text only.", f"{where}[{number}].type"
-            )
-        texts.append(part.refusal if part.type == "refusal" else part.text)
-    return "\n".join(texts)

@@ -183,10 +183,14 @@ class StreamOptions(PartModel):
 
 
 class CreateResponse(RequestModel):
+    """`conversation` and `prompt` may be null; what they would name does not exist here."""
+
     model: str
     input: Input
     instructions: str | None = None
     previous_response_id: str | None = None
+    conversation: None = None
+    prompt: None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     max_tool_calls: int | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

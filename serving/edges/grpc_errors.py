@@ -1,6 +1,7 @@
 """Our errors as gRPC statuses with google.rpc details."""
 
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from burrstone.batching.errors import ServeError
@@ -8,34 +9,45 @@ from burrstone.serving.status import wire_status
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "burrstone"
-_MAX_MESSAGE_CHARS = 1024  # details share the 8 KiB that clients take as trailing metadata
+# The message stands in the details twice; all together they stay below 4 kB, which every proxy lets through.
+_MAX_MESSAGE_BYTES = 1024
+_MAX_PARAM_BYTES = 256
+_MAX_REASON_BYTES = 128
+
+
+def status_message(error: ServeError) -> str:
+    """The error's message, bounded, as the status line carries it."""
+    return _clip(error.message, _MAX_MESSAGE_BYTES)
 
 
 def status_details(error: ServeError, request_id: str) -> bytes:
     """google.rpc.Status: ErrorInfo always, BadRequest when a field is named, RetryInfo when waiting helps."""
     status = wire_status(error)
-    message = error.message[:_MAX_MESSAGE_CHARS]
-    info = error_details_pb2.ErrorInfo(reason=(error.code or status.code or status.type), domain=DOMAIN)
+    message = status_message(error)
+    reason = _clip(error.code or status.code or status.type, _MAX_REASON_BYTES)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
     info.metadata.update({"type": status.type, "http_status": str(status.http), "request_id": request_id})
-    details = [info]
-    packed: list[any_pb2.Any] = []
+    details: list[Message] = [info]
     if error.param is not None:
-        info.metadata["param"] = error.param[:_MAX_MESSAGE_CHARS]
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.param[:_MAX_MESSAGE_CHARS], description=message
-        )
-        packed.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
+        param = _clip(error.param, _MAX_PARAM_BYTES)
+        info.metadata["param"] = param
+        violation = error_details_pb2.BadRequest.FieldViolation(field=param, description=message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(int(error.retry_after_s * 1000))
-        packed.append(_pack(retry))
+        details.append(retry)
     code = code_pb2.Code.Value(status.grpc.name)
-    reply = status_pb2.Status(code=code, message=message, details=[*(_pack(item) for item in details), *packed])
-    serialized: bytes = reply.SerializeToString()
-    return serialized
+    reply: Message = status_pb2.Status(code=code, message=message, details=[_pack(item) for item in details])
+    return reply.SerializeToString()
 
 
-def _pack(message: object) -> any_pb2.Any:
+def _clip(text: str, max_bytes: int) -> str:
+    """At most `max_bytes` of UTF-8; what UTF-8 cannot hold (lone surrogates) becomes `?`."""
+    return text.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
+
+
+def _pack(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
-    packed.Pack(message)  # type: ignore[arg-type]
+    packed.Pack(message)
     return packed

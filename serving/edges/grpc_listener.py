@@ -4,30 +4,39 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from burrstone.batching.errors import InternalError, NotFound, ServeError
+from burrstone.batching.errors import DeadlineExceeded, InternalError, InvalidRequest, NotFound, ServeError
 from burrstone.batching.request import RequestMeta
+from burrstone.serving.api.types import Api
 from burrstone.serving.auth import Authenticator, presented_key
 from burrstone.serving.config import ConfigError, ServeConfig, TlsConfig
-from burrstone.serving.edges.grpc_errors import DETAILS_KEY, status_details
-from burrstone.serving.edges.grpc_rpcs import PACKAGE, Rpc, rpcs
+from burrstone.serving.edges.grpc_errors import DETAILS_KEY, status_details, status_message
+from burrstone.serving.edges.grpc_rpcs import Rpc, Streaming, rpcs
 from burrstone.serving.edges.ids import request_id_from
 from burrstone.serving.edges.lifecycle import Lifecycle
+from burrstone.serving.edges.proto_convert import check_known
+from burrstone.serving.edges.proto_convert_tables import PACKAGE
 from burrstone.serving.metrics import ApiMetrics
 from burrstone.serving.status import wire_status
 
 log = logging.getLogger("burrstone.grpc")
 Context = Any  # grpc.aio.ServicerContext, whose stubs lack the methods used here
+Answer = Callable[[Rpc, Api, Any, Context, RequestMeta], Awaitable[Message | None]]
 _MAX_SEND_BYTES = 64 * 2**20
 _WATCH_POLL_S = 0.5
 _MIN_PING_INTERVAL_MS = 10_000
+_KEEPALIVE_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+# The engine ends a request at its deadline; this long after, the call of a client that stopped reading ends too.
+_DEADLINE_GRACE_S = 1.0
+_REQUEST_ID = "x-request-id"
 
 
 class GrpcListener:
@@ -51,6 +60,11 @@ class GrpcListener:
                 ("grpc.max_receive_message_length", self._config.limits.max_body_bytes),
                 ("grpc.max_send_message_length", _MAX_SEND_BYTES),
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_metadata_size", self._config.limits.max_header_bytes),
+                ("grpc.absolute_max_metadata_size", self._config.limits.max_header_bytes),
+                # Pings find clients that vanished without a goodbye, so that their generations end.
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
             ],
@@ -74,63 +88,71 @@ class GrpcListener:
             await self._server.stop(grace=0)
 
     def _handler(self, rpc: Rpc) -> "grpc.RpcMethodHandler[Any, Any]":
-        serialize = _serialize
-        if rpc.unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                self._unary(rpc), request_deserializer=rpc.request.FromString, response_serializer=serialize
-            )
-        return grpc.unary_stream_rpc_method_handler(
-            self._streaming(rpc), request_deserializer=rpc.request.FromString, response_serializer=serialize
-        )
+        streams = isinstance(rpc.call, Streaming)
+        make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        answer: Answer = self._answer_stream if streams else self._answer_once
 
-    def _unary(self, rpc: Rpc) -> Any:
-        async def serve(request: Message, context: Context) -> Message | None:
-            with self._lifecycle.track(), self._observed(rpc) as seen:
-                request_id = _request_id(context)
+        async def serve(request: Message | DecodeError, context: Context) -> Message | None:
+            with self._lifecycle.track(), self._observed(rpc, context) as seen:
+                metadata = dict(context.invocation_metadata() or ())
+                request_id = request_id_from(metadata.get("x-request-id"))
                 try:
-                    await context.send_initial_metadata((("x-request-id", request_id),))
-                    meta = self._meta(context, request_id)
-                    reply = await rpc.unary(self._lifecycle.api(), request, meta)  # type: ignore[misc]
+                    timeout_s = self._timeout_s(context)
+                    meta = self._meta(metadata, request_id, timeout_s)
+                    api = self._lifecycle.api()
+                    self._check(request)
+                    async with asyncio.timeout(timeout_s + _DEADLINE_GRACE_S):
+                        return await answer(rpc, api, request, context, meta)
                 except Exception as error:  # noqa: BLE001  the edge answers every failure
-                    seen.append(await _abort(context, error, request_id))
+                    seen.append(_fail(context, error, request_id))
                     return None
-                return reply
 
-        return serve
+        return make(serve, request_deserializer=_deserializer(rpc.request), response_serializer=_serialize)
 
-    def _streaming(self, rpc: Rpc) -> Any:
-        async def serve(request: Message, context: Context) -> AsyncIterator[Message]:
-            with self._lifecycle.track(), self._observed(rpc) as seen:
-                request_id = _request_id(context)
-                try:
-                    await context.send_initial_metadata((("x-request-id", request_id),))
-                    meta = self._meta(context, request_id)
-                    stream = rpc.streaming(self._lifecycle.api(), request, meta)  # type: ignore[misc]
-                    async with contextlib.aclosing(stream):
-                        async for message in stream:
-                            yield message
-                except Exception as error:  # noqa: BLE001  the edge answers every failure
-                    seen.append(await _abort(context, error, request_id))
+    async def _answer_once(self, rpc: Rpc, api: Api, request: Any, context: Context, meta: RequestMeta) -> Message:
+        reply: Message = await rpc.call(api, request, meta)  # type: ignore[operator]
+        await context.send_initial_metadata(((_REQUEST_ID, meta.request_id),))
+        return reply
 
-        return serve
+    async def _answer_stream(self, rpc: Rpc, api: Api, request: Any, context: Context, meta: RequestMeta) -> None:
+        """The first event is awaited before the initial metadata, so that an early error is the whole answer."""
+        call: Streaming = rpc.call  # type: ignore[assignment]
+        encode, write = call.encode, context.write
+        # Leaving this block for any reason, a cancelled call included, ends the generation in the engine.
+        async with contextlib.aclosing(await call.open(api, request, meta)) as events:
+            first = await anext(events, None)
+            if first is None:
+                raise InternalError("The engine ended the stream before it began.")
+            await context.send_initial_metadata(((_REQUEST_ID, meta.request_id),))
+            await write(encode(first))
+            async for event in events:
+                await write(encode(event))
 
-    def _meta(self, context: Context, request_id: str) -> RequestMeta:
-        metadata = dict(context.invocation_metadata() or ())
-        tenant = self._authenticator.tenant(presented_key(metadata.get("authorization"), metadata.get("x-api-key")))
+    def _check(self, request: Message | DecodeError) -> None:
+        if isinstance(request, DecodeError):
+            raise InvalidRequest("The request is not a valid protobuf message.", code="invalid_protobuf")
+        if self._config.unknown_fields == "reject":
+            check_known(request)
+
+    def _timeout_s(self, context: Context) -> float:
         limit_s = self._config.limits.request_timeout_s
-        remaining_s = context.time_remaining()
-        timeout_s = limit_s if remaining_s is None else min(limit_s, remaining_s)
+        remaining_s: float | None = context.time_remaining()
+        return limit_s if remaining_s is None else min(limit_s, remaining_s)
+
+    def _meta(self, metadata: dict[str, Any], request_id: str, timeout_s: float) -> RequestMeta:
+        tenant = self._authenticator.tenant(presented_key(metadata.get("authorization"), metadata.get("x-api-key")))
         return RequestMeta(request_id=request_id, tenant=tenant, deadline_s=time.monotonic() + timeout_s)
 
     @contextlib.contextmanager
-    def _observed(self, rpc: Rpc) -> Iterator[list[str]]:
+    def _observed(self, rpc: Rpc, context: Context) -> Iterator[list[str]]:
         """Count the call; the list receives the label of an error."""
         started_s = time.monotonic()
         seen: list[str] = []
         try:
             yield seen
-        except (asyncio.CancelledError, GeneratorExit):
-            seen.append("client_gone")
+        except asyncio.CancelledError:
+            remaining_s = context.time_remaining()
+            seen.append("client_gone" if remaining_s is None or remaining_s > 0 else "deadline_exceeded")
             raise
         finally:
             self._metrics.requests.labels("grpc", rpc.name, seen[0] if seen else "ok").inc()
@@ -146,7 +168,8 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     async def Check(self, request: Any, context: Context) -> Any:
         if request.service not in self._services:
-            await _abort(context, NotFound(f"There is no service {request.service[:128]!r}."), "")
+            _fail(context, NotFound(f"There is no service {request.service[:128]!r}."), "")
+            return None
         return self._reply()
 
     async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
@@ -169,21 +192,29 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _request_id(context: Context) -> str:
-    return request_id_from(dict(context.invocation_metadata() or ()).get("x-request-id"))
+def _deserializer(cls: type[Message]) -> Callable[[bytes], Message | DecodeError]:
+    """A parser that returns its error: one that raises makes grpc answer UNKNOWN."""
+
+    def parse(data: bytes) -> Message | DecodeError:
+        try:
+            return cls.FromString(data)
+        except DecodeError as error:
+            return error
+
+    return parse
 
 
-async def _abort(context: Context, error: Exception, request_id: str) -> str:
-    """End the call with the error's status. Raises grpc's AbortError; the label is for the metrics of the caller."""
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    if not isinstance(error, ServeError):
+def _fail(context: Context, error: Exception, request_id: str) -> str:
+    """Make the call end with the error's status. Returns its label for the metrics."""
+    if isinstance(error, TimeoutError):
+        error = DeadlineExceeded("The request ran longer than the server allows.")
+    elif not isinstance(error, ServeError):
         log.error("request %s failed", request_id, exc_info=error)
         error = InternalError("The server failed to answer this request.")
     status = wire_status(error)
-    context.set_trailing_metadata(((DETAILS_KEY, status_details(error, request_id)), ("x-request-id", request_id)))
+    context.set_trailing_metadata(((DETAILS_KEY, status_details(error, request_id)), (_REQUEST_ID, request_id)))
     context.set_code(status.grpc)
-    context.set_details(error.message[:1024])
+    context.set_details(status_message(error))
     return status.label
 
 

@@ -18,94 +18,95 @@ from burrstone.openai.v1 import (
     responses_pb2,
     tokenize_pb2,
 )
-from burrstone.serving.api.types import Api, JsonObject, Stream
+from burrstone.serving.api.types import Api, Event, JsonObject, Stream
 from burrstone.serving.config import LimitsConfig
 from burrstone.serving.edges.http_body import parse_object
 from burrstone.serving.edges.http_routes import RouteTable
-from burrstone.serving.edges.proto_convert import from_json, stream_chunk, to_json
+from burrstone.serving.edges.proto_convert import from_json, request_json
+from burrstone.serving.edges.proto_convert_hot import chat_chunk, completion_chunk, response_event
 
-PACKAGE = "burrstone.openai.v1"
 Unary = Callable[[Api, Any, RequestMeta], Awaitable[Message]]
-Streaming = Callable[[Api, Any, RequestMeta], AsyncGenerator[Message, None]]
+Open = Callable[[Api, Any, RequestMeta], Awaitable[Stream]]
+Encode = Callable[[JsonObject], Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """`open` begins the answer; `encode` makes the message of one of its events."""
+
+    open: Open
+    encode: Callable[[Event], Message]
 
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
-    """`unary` or `streaming` is set. `name` is also the operation's name in metrics."""
+    """`call` answers once or streams. `name` is also the operation's name in metrics."""
 
     service: str
     name: str
     request: type[Message]
-    unary: Unary | None = None
-    streaming: Streaming | None = None
+    call: Unary | Streaming
 
 
 def rpcs(limits: LimitsConfig) -> list[Rpc]:
-    """The table. `limits` bounds the JSON that RawService parses."""
+    """The table. `limits` bounds the JSON inside messages."""
+    depth = limits.max_json_depth
+    chat, text, responses = "ChatCompletionService", "CompletionService", "ResponseService"
     return [
-        _unary("ChatCompletionService", "CreateChatCompletion", chat_pb2, lambda api: api.chat),
-        _stream("ChatCompletionService", "StreamChatCompletion", chat_pb2, lambda api: api.chat, stream_chunk),
-        _unary("CompletionService", "CreateCompletion", completions_pb2, lambda api: api.completions),
-        _stream("CompletionService", "StreamCompletion", completions_pb2, lambda api: api.completions),
-        _unary("ResponseService", "CreateResponse", responses_pb2, lambda api: api.responses, "response"),
-        _stream("ResponseService", "StreamResponse", responses_pb2, lambda api: api.responses),
-        Rpc("ResponseService", "GetResponse", responses_pb2.GetResponseRequest, unary=_get_response),
-        Rpc("ResponseService", "DeleteResponse", responses_pb2.DeleteResponseRequest, unary=_delete_response),
-        Rpc("ResponseService", "CancelResponse", responses_pb2.CancelResponseRequest, unary=_cancel_response),
-        Rpc("ResponseService", "ListInputItems", responses_pb2.ListInputItemsRequest, unary=_list_input_items),
-        _unary("EmbeddingService", "CreateEmbedding", embeddings_pb2, lambda api: api.embeddings),
-        Rpc("ModelService", "ListModels", models_pb2.ListModelsRequest, unary=_list_models),
-        Rpc("ModelService", "GetModel", models_pb2.GetModelRequest, unary=_get_model),
-        _unary("TokenizeService", "Tokenize", tokenize_pb2, lambda api: api.tokenize),
-        _unary("TokenizeService", "Detokenize", tokenize_pb2, lambda api: api.detokenize),
-        Rpc("RawService", "Invoke", raw_pb2.InvokeRequest, streaming=_invoke(limits)),
+        _unary(chat, "CreateChatCompletion", chat_pb2, lambda api: api.chat, depth),
+        _stream(chat, "StreamChatCompletion", chat_pb2, lambda api: api.chat, depth, chat_chunk),
+        _unary(text, "CreateCompletion", completions_pb2, lambda api: api.completions, depth),
+        _stream(text, "StreamCompletion", completions_pb2, lambda api: api.completions, depth, completion_chunk),
+        _unary(responses, "CreateResponse", responses_pb2, lambda api: api.responses, depth, wrap="response"),
+        _stream(responses, "StreamResponse", responses_pb2, lambda api: api.responses, depth, response_event),
+        Rpc(responses, "GetResponse", responses_pb2.GetResponseRequest, _get_response),
+        Rpc(responses, "DeleteResponse", responses_pb2.DeleteResponseRequest, _delete_response),
+        Rpc(responses, "CancelResponse", responses_pb2.CancelResponseRequest, _cancel_response),
+        Rpc(responses, "ListInputItems", responses_pb2.ListInputItemsRequest, _list_input_items),
+        _unary("EmbeddingService", "CreateEmbedding", embeddings_pb2, lambda api: api.embeddings, depth),
+        Rpc("ModelService", "ListModels", models_pb2.ListModelsRequest, _list_models),
+        Rpc("ModelService", "GetModel", models_pb2.GetModelRequest, _get_model),
+        _unary("TokenizeService", "Tokenize", tokenize_pb2, lambda api: api.tokenize, depth),
+        _unary("TokenizeService", "Detokenize", tokenize_pb2, lambda api: api.detokenize, depth),
+        Rpc("RawService", "Invoke", raw_pb2.InvokeRequest, Streaming(_invoke(limits), _raw_event)),
     ]
 
 
-def body_of(request: Message, *, stream: bool) -> JsonObject:
+def body_of(request: Any, max_json_depth: int, *, stream: bool) -> JsonObject:
     """The HTTP body of a request: `params` where the message wraps them, the message itself elsewhere."""
     if "params" not in request.DESCRIPTOR.fields_by_name:
-        return to_json(request)
-    body = to_json(getattr(request, "params"))  # noqa: B009  the field exists only on some messages
+        return request_json(request, max_json_depth)
+    body = request_json(request.params, max_json_depth)
     if stream:
         body["stream"] = True
-        if "stream_options" in request.DESCRIPTOR.fields_by_name and request.HasField("stream_options"):
-            body["stream_options"] = to_json(getattr(request, "stream_options"))  # noqa: B009
+        if request.HasField("stream_options"):
+            body["stream_options"] = request_json(request.stream_options, max_json_depth)
     return body
 
 
 Method = Callable[[Api], Callable[[JsonObject, RequestMeta], Awaitable[JsonObject | Stream]]]
 
 
-def _unary(service: str, name: str, module: Any, method: Method, wrap: str | None = None) -> Rpc:
+def _unary(service: str, name: str, module: Any, method: Method, depth: int, wrap: str | None = None) -> Rpc:
     reply_type: type[Message] = getattr(module, f"{name}Response")
 
     async def run(api: Api, request: Message, meta: RequestMeta) -> Message:
-        reply = await method(api)(body_of(request, stream=False), meta)
+        reply = await method(api)(body_of(request, depth, stream=False), meta)
         if not isinstance(reply, dict):
             raise TypeError(f"{name} streamed where it answers once")
         return from_json(reply_type, reply if wrap is None else {wrap: reply})
 
-    return Rpc(service, name, getattr(module, f"{name}Request"), unary=run)
+    return Rpc(service, name, getattr(module, f"{name}Request"), run)
 
 
-def _stream(
-    service: str, name: str, module: Any, method: Method, encode: Callable[[JsonObject], Message] | None = None
-) -> Rpc:
-    reply_type: type[Message] = getattr(module, f"{name}Response")
-    to_message = encode or (lambda body: from_json(reply_type, body))
-
-    async def run(api: Api, request: Message, meta: RequestMeta) -> AsyncGenerator[Message, None]:
-        events = await method(api)(body_of(request, stream=True), meta)
+def _stream(service: str, name: str, module: Any, method: Method, depth: int, encode: Encode) -> Rpc:
+    async def begin(api: Api, request: Message, meta: RequestMeta) -> Stream:
+        events = await method(api)(body_of(request, depth, stream=True), meta)
         if isinstance(events, dict):
             raise TypeError(f"{name} answered once where it streams")
-        try:
-            async for event in events:
-                yield to_message(event.data)
-        finally:
-            await events.aclose()
+        return events
 
-    return Rpc(service, name, getattr(module, f"{name}Request"), streaming=run)
+    return Rpc(service, name, getattr(module, f"{name}Request"), Streaming(begin, lambda event: encode(event.data)))
 
 
 async def _get_response(api: Api, request: responses_pb2.GetResponseRequest, meta: RequestMeta) -> Message:
@@ -134,24 +135,23 @@ async def _get_model(api: Api, request: models_pb2.GetModelRequest, meta: Reques
     return from_json(models_pb2.GetModelResponse, {"model": await api.model(request.model, meta)})
 
 
-def _invoke(limits: LimitsConfig) -> Streaming:
+def _invoke(limits: LimitsConfig) -> Open:
     routes = RouteTable()
 
-    async def run(
-        api: Api, request: raw_pb2.InvokeRequest, meta: RequestMeta
-    ) -> AsyncGenerator[raw_pb2.InvokeResponse, None]:
+    async def begin(api: Api, request: raw_pb2.InvokeRequest, meta: RequestMeta) -> Stream:
         match = routes.match(request.path).get("POST")
         if match is None:
             raise NotFound(f"No operation takes POST at {request.path[:128]!r}.", param="path", code="unknown_url")
         body = parse_object(request.body or b"{}", limits)
         reply = await match.operation.run(api, body, meta, match.path_value, b"")
-        if isinstance(reply, dict):
-            yield raw_pb2.InvokeResponse(body=msgspec.json.encode(reply))
-            return
-        try:
-            async for event in reply:
-                yield raw_pb2.InvokeResponse(event=event.name or "", body=msgspec.json.encode(event.data))
-        finally:
-            await reply.aclose()
+        return _once(reply) if isinstance(reply, dict) else reply
 
-    return run
+    return begin
+
+
+async def _once(reply: JsonObject) -> AsyncGenerator[Event, None]:
+    yield Event(reply)
+
+
+def _raw_event(event: Event) -> raw_pb2.InvokeResponse:
+    return raw_pb2.InvokeResponse(event=event.name or "", body=msgspec.json.encode(event.data))

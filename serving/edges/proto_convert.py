@@ -1,21 +1,23 @@
-"""proto <-> the HTTP API's JSON, driven by the message descriptors and a short table of exceptions.
+"""proto <-> the HTTP API's JSON, driven by the message descriptors and the tables of proto_convert_tables.
 
-A proto field has its JSON field's name. The exceptions: unions that JSON writes as "string or object" (_UNIONS), enums
+A proto field has its JSON field's name. The exceptions: unions that JSON writes as "string or object" (UNIONS), enums
 (ROLE_USER <-> "user"), fields ending in `_json` (JSON text of the field without that ending), `vllm` (its fields lie
-beside the others in JSON), and `extra_json` (fields without a typed twin).
+beside the others in JSON), and `extra_json` (fields without a typed twin). JSON's null and [] are unset fields.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import msgspec
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from burrstone.batching.errors import InvalidRequest
-from burrstone.openai.v1 import chat_pb2, common_pb2, completions_pb2, responses_pb2
 from burrstone.serving.api.types import JsonObject
+from burrstone.serving.edges.proto_convert_tables import REQUEST_EXTRAS, UNIONS
 
 MessageT = TypeVar("MessageT", bound=Message)
 _JSON_SUFFIX = "_json"
@@ -24,192 +26,252 @@ _FLATTENED = "vllm"
 
 
 def to_json(message: Message) -> JsonObject:
-    """The JSON object of a message; unset fields are left out. Raises InvalidRequest for an unknown enum value."""
-    body: JsonObject = {}
-    for field in _fields(message.DESCRIPTOR):
-        if not _is_set(message, field):
-            continue
-        value = getattr(message, field.name)
-        if field.name == _EXTRA:
-            _merge_extra(body, message, value)
-        elif field.name == _FLATTENED:
-            body |= to_json(value)
-        elif _is_json_text(field):
-            body[field.name.removesuffix(_JSON_SUFFIX)] = _load(field.name, value)
-        else:
-            body[field.name] = _value_to_json(field, value)
-    return body
+    """The JSON object of an answer; unset fields are left out, whatever extra_json holds is taken."""
+    return _read(message, None)
+
+
+def request_json(message: Message, max_json_depth: int) -> JsonObject:
+    """The HTTP body of a request. Raises InvalidRequest: unknown enum value, bad JSON text, extra_json not allowed."""
+    return _read(message, max_json_depth)
 
 
 def from_json(cls: type[MessageT], body: Mapping[str, Any]) -> MessageT:
-    """The message of a JSON object. Nulls are left unset; what has no field goes into extra_json."""
+    """The message of a JSON object. Nulls and empty lists stay unset; what has no field goes into extra_json.
+
+    Raises ValueError, TypeError or KeyError for JSON that the message cannot hold.
+    """
     message = cls()
     _fill(message, body)
     return message
 
 
-def stream_chunk(body: JsonObject) -> chat_pb2.StreamChatCompletionResponse:
-    """One chat chunk. The common one (a piece of text and nothing else) is built directly: it runs for every token."""
-    choices = body["choices"]
-    if len(choices) == 1 and "usage" not in body:
-        choice = choices[0]
-        delta = choice["delta"]
-        if choice["finish_reason"] is None and choice["logprobs"] is None and delta.keys() == {"content"}:
-            return chat_pb2.StreamChatCompletionResponse(
-                id=body["id"],
-                object="chat.completion.chunk",
-                created=body["created"],
-                model=body["model"],
-                service_tier=body["service_tier"],
-                choices=[
-                    chat_pb2.ChatChunkChoice(index=choice["index"], delta=chat_pb2.ChatDelta(content=delta["content"]))
-                ],
-            )
-    return from_json(chat_pb2.StreamChatCompletionResponse, body)
+def check_known(request: Message) -> None:
+    """Raises InvalidRequest when the request holds fields that this server's protos do not have."""
+    known = type(request)()
+    known.CopyFrom(request)
+    known.DiscardUnknownFields()
+    if known.ByteSize() != request.ByteSize():
+        unknown: Any = UnknownFieldSet(request)
+        numbers = sorted({field.field_number for field in unknown})
+        where = f"field numbers {numbers}" if numbers else "a field of a nested message"
+        raise InvalidRequest(
+            f"{request.DESCRIPTOR.name} has {where} unknown to this server; its protos are older than the client's.",
+            code="unknown_parameter",
+        )
 
 
 def typed_names(descriptor: Descriptor) -> frozenset[str]:
     """JSON names that a message has fields for, the flattened ones included."""
-    return _typed_names(descriptor)
+    plan = _plan(descriptor)
+    return frozenset(plan.by_json_name) | frozenset(plan.flattened)
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """How one proto field is told, read and written. `presence`: is it set in this message?"""
+
+    name: str
+    json_name: str
+    presence: Callable[[Message], bool]
+    read: Callable[[Any, int | None], Any]
+    write: Callable[[Message, Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What there is to know of a message type. `flattened`: fields of `vllm` that JSON has beside the others."""
+
+    fields: tuple[_Field, ...]
+    by_json_name: dict[str, _Field]
+    flattened: frozenset[str]
+    has_extra: bool
+    allowed_extra: frozenset[str]
+
+
+def _read(message: Message, max_depth: int | None) -> JsonObject:
+    """`max_depth` set: a client wrote this, so extra_json and JSON texts are checked."""
+    plan = _plan(message.DESCRIPTOR)
+    body: JsonObject = {}
+    for field in plan.fields:
+        if field.presence(message):
+            body[field.json_name] = field.read(getattr(message, field.name), max_depth)
+    if plan.flattened and message.HasField(_FLATTENED):
+        body |= _read(getattr(message, _FLATTENED), max_depth)
+    if plan.has_extra:
+        for name, text in getattr(message, _EXTRA).items():
+            if max_depth is not None:
+                _check_extra(plan, name)
+            body[name] = _load(name, text, max_depth)
+    return body
 
 
 def _fill(message: Message, body: Mapping[str, Any]) -> None:
-    by_name = _by_json_name(message.DESCRIPTOR)
-    flattened = message.DESCRIPTOR.fields_by_name.get(_FLATTENED)
-    inner = _by_json_name(flattened.message_type) if flattened is not None and flattened.message_type else {}
+    plan = _plan(message.DESCRIPTOR)
     nested: JsonObject = {}
     for name, value in body.items():
         if value is None:
             continue
-        field = by_name.get(name)
+        field = plan.by_json_name.get(name)
         if field is not None:
-            _set(message, field, value)
-        elif name in inner:
+            field.write(message, value)
+        elif name in plan.flattened:
             nested[name] = value
-        elif _EXTRA in message.DESCRIPTOR.fields_by_name:
-            getattr(message, _EXTRA)[name] = msgspec.json.encode(value).decode()
-        else:
+        elif not plan.has_extra:
             raise ValueError(f"{message.DESCRIPTOR.full_name} has no field for {name!r}")
+        elif value != []:
+            getattr(message, _EXTRA)[name] = _dump(value)
     if nested:
         _fill(getattr(message, _FLATTENED), nested)
 
 
-def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
-    if _is_json_text(field):
-        setattr(message, field.name, msgspec.json.encode(value).decode())
-    elif _is_map(field):
-        target = getattr(message, field.name)
-        integer = _key_type(field) != FieldDescriptor.CPPTYPE_STRING
-        target.update({int(key) if integer else key: item for key, item in value.items()})
-    elif field.is_repeated:
-        target = getattr(message, field.name)
-        items: list[Any] = [value] if isinstance(value, str) else value  # `stop` may be one string
-        if field.message_type is None:
-            target.extend(items)
-            return
-        for item in items:
-            _fill(target.add(), item)
-    elif field.message_type is not None:
-        union = _UNIONS.get(field.message_type.full_name)
-        child = getattr(message, field.name)
-        child.SetInParent()
-        union[1](child, value) if union is not None else _fill(child, value)
-    elif field.enum_type is not None:
-        setattr(message, field.name, _enum_numbers(field.enum_type)[value])
+def _check_extra(plan: _Plan, name: str) -> None:
+    shown = repr(name[:64])
+    if name in plan.by_json_name or name in plan.flattened:
+        rule = "it has a typed field of the same name; set that"
+    elif name not in plan.allowed_extra:
+        allowed = ", ".join(sorted(plan.allowed_extra))
+        rule = f"only these are taken: {allowed}"
     else:
-        setattr(message, field.name, value)
+        return
+    raise InvalidRequest(f"extra_json[{shown}] is refused: {rule}.", param=name[:64], code="unknown_parameter")
 
 
-def _key_type(field: FieldDescriptor) -> int:
-    entry: Any = field.message_type
-    key_type: int = entry.fields_by_name["key"].cpp_type
-    return key_type
+@cache
+def _plan(descriptor: Descriptor) -> _Plan:
+    by_name = descriptor.fields_by_name
+    fields = tuple(_field(field) for field in descriptor.fields if field.name not in (_EXTRA, _FLATTENED))
+    flattened = _plan(by_name[_FLATTENED].message_type).by_json_name if _FLATTENED in by_name else {}
+    return _Plan(
+        fields=fields,
+        by_json_name={field.json_name: field for field in fields},
+        flattened=frozenset(flattened),
+        has_extra=_EXTRA in by_name,
+        allowed_extra=REQUEST_EXTRAS.get(descriptor.full_name, frozenset()),
+    )
 
 
-def _value_to_json(field: FieldDescriptor, value: Any) -> Any:
-    if _is_map(field):
-        return {str(key): item for key, item in value.items()}
+def _field(field: FieldDescriptor) -> _Field:
+    name = field.name
+    json_name = name
+    read, write = _item_codec(field)
+    if name.endswith(_JSON_SUFFIX):
+        json_name = name.removesuffix(_JSON_SUFFIX)
+        return _Field(name, json_name, _presence(field), partial(_load, name), partial(_write_text, name))
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        integer = field.message_type.fields_by_name["key"].cpp_type != FieldDescriptor.CPPTYPE_STRING
+        return _Field(name, name, _presence(field), _read_map, partial(_write_map, name, int if integer else str))
     if field.is_repeated:
-        return [_item_to_json(field, item) for item in value]
-    return _item_to_json(field, value)
+        return _Field(name, name, _presence(field), partial(_read_list, read), partial(_write_list, name, write))
+    return _Field(name, json_name, _presence(field), read, partial(_write_one, name, write))
 
 
-def _item_to_json(field: FieldDescriptor, value: Any) -> Any:
-    if field.message_type is not None:
-        union = _UNIONS.get(field.message_type.full_name)
-        return union[0](value) if union is not None else to_json(value)
+def _presence(field: FieldDescriptor) -> Callable[[Message], bool]:
+    name = field.name
+    if field.is_repeated:
+        return lambda message: len(getattr(message, name)) > 0
+    if field.has_presence:
+        return lambda message: message.HasField(name)
+    # An implicit number or bool is always there (usage counts of zero); an implicit empty string or enum is absent.
+    if field.enum_type is not None or field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return lambda message: bool(getattr(message, name))
+    return lambda message: True
+
+
+WriteItem = Callable[[Any, Any], None]
+
+
+def _item_codec(field: FieldDescriptor) -> tuple[Callable[[Any, int | None], Any], WriteItem | None]:
+    """(read, write) of one value; write is None for plain scalars, which are set as they are."""
     if field.enum_type is not None:
-        name = _enum_names(field.enum_type).get(value)
-        if name is None:
-            raise InvalidRequest(
-                f"Invalid value for '{field.name}': {value} is not a value of {field.enum_type.name}.",
-                param=field.name,
-                code="invalid_value",
-            )
-        return name
+        return partial(_read_enum, field.name, _enum_names(field.enum_type)), partial(_write_enum, field)
+    if field.message_type is None:
+        return (lambda value, _: value), None
+    union = UNIONS.get(field.full_name) or UNIONS.get(field.message_type.full_name)
+    if union is None:
+        return _read, _fill
+    found = union
+    return (
+        (lambda value, depth: found.read(value, partial(_read, max_depth=depth))),
+        (lambda message, value: found.write(message, value, _fill)),
+    )
+
+
+def _read_map(value: Any, _: int | None) -> JsonObject:
+    return {str(key): item for key, item in value.items()}
+
+
+def _write_map(name: str, key_type: Callable[[Any], Any], message: Message, value: Mapping[str, Any]) -> None:
+    getattr(message, name).update({key_type(key): item for key, item in value.items()})
+
+
+def _read_list(read: Callable[[Any, int | None], Any], value: Any, max_depth: int | None) -> list[Any]:
+    return [read(item, max_depth) for item in value]
+
+
+def _write_list(name: str, write: WriteItem | None, message: Message, value: Any) -> None:
+    target = getattr(message, name)
+    items = [value] if isinstance(value, str) else value  # `stop` may be one string
+    if write is None:
+        target.extend(items)
+        return
+    for item in items:
+        write(target.add(), item)
+
+
+def _write_one(name: str, write: WriteItem | None, message: Message, value: Any) -> None:
+    if write is None:
+        setattr(message, name, value)
+        return
+    if message.DESCRIPTOR.fields_by_name[name].enum_type is not None:
+        write(message, value)
+        return
+    child = getattr(message, name)
+    child.SetInParent()
+    write(child, value)
+
+
+def _read_enum(name: str, names: dict[int, str], value: int, max_depth: int | None) -> str:
+    found = names.get(value)
+    if found is None:
+        raise InvalidRequest(
+            f"Invalid value for '{name}': {value} is not one of its enum values.", param=name, code="invalid_value"
+        )
+    return found
+
+
+def _write_enum(field: FieldDescriptor, message: Message, value: str) -> None:
+    number = _enum_numbers(field.enum_type).get(value)
+    if number is not None:
+        setattr(message, field.name, number)
+    elif _plan(message.DESCRIPTOR).has_extra:
+        getattr(message, _EXTRA)[field.name] = _dump(value)
+    else:
+        raise ValueError(f"{field.full_name} has no value {value!r}")
+
+
+def _write_text(name: str, message: Message, value: Any) -> None:
+    setattr(message, name, _dump(value))
+
+
+def _dump(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _load(name: str, text: str, max_depth: int | None) -> Any:
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequest(f"{name[:64]} is not valid JSON: {error}", param=name[:64], code="invalid_json") from error
+    if max_depth is not None and _deeper_than(value, max_depth):
+        raise InvalidRequest(f"{name[:64]} nests deeper than {max_depth} levels.", param=name[:64], code="invalid_json")
     return value
 
 
-def _is_set(message: Message, field: FieldDescriptor) -> bool:
-    if field.is_repeated:
-        return len(getattr(message, field.name)) > 0
-    if field.has_presence:
-        return message.HasField(field.name)
-    # An implicit number or bool is always there (usage counts of zero); an implicit empty string or enum is absent.
-    if field.enum_type is not None or field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-        return bool(getattr(message, field.name))
-    return True
-
-
-def _merge_extra(body: JsonObject, message: Message, extra: Mapping[str, str]) -> None:
-    typed = _typed_names(message.DESCRIPTOR)
-    for name, text in extra.items():
-        if name in typed:
-            raise InvalidRequest(
-                f"extra_json[{name!r}]: this field has a typed field of the same name; set that.",
-                param=name,
-                code="invalid_value",
-            )
-        body[name] = _load(name, text)
-
-
-def _load(name: str, text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(f"{name} is not valid JSON: {error}", param=name, code="invalid_json") from error
-
-
-def _is_json_text(field: FieldDescriptor) -> bool:
-    return field.name.endswith(_JSON_SUFFIX) and field.name != _EXTRA
-
-
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
-
-
-@cache
-def _fields(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
-    return tuple(descriptor.fields)
-
-
-@cache
-def _by_json_name(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
-    skipped = (_EXTRA, _FLATTENED)
-    return {
-        field.name.removesuffix(_JSON_SUFFIX) if _is_json_text(field) else field.name: field
-        for field in descriptor.fields
-        if field.name not in skipped
-    }
-
-
-@cache
-def _typed_names(descriptor: Descriptor) -> frozenset[str]:
-    names = set(_by_json_name(descriptor))
-    flattened = descriptor.fields_by_name.get(_FLATTENED)
-    if flattened is not None:
-        names |= set(_by_json_name(flattened.message_type))
-    return frozenset(names)
+def _deeper_than(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(item, levels - 1) for item in items)
 
 
 @cache
@@ -222,85 +284,3 @@ def _enum_names(enum: EnumDescriptor) -> dict[int, str]:
 @cache
 def _enum_numbers(enum: EnumDescriptor) -> dict[str, int]:
     return {name: number for number, name in _enum_names(enum).items()}
-
-
-def _content_to_json(content: common_pb2.Content) -> Any:
-    if content.WhichOneof("content") == "parts":
-        return [to_json(part) for part in content.parts.parts]
-    return content.text if content.WhichOneof("content") else None
-
-
-def _content_from_json(content: common_pb2.Content, value: Any) -> None:
-    if isinstance(value, str):
-        content.text = value
-        return
-    content.parts.SetInParent()
-    for part in value:
-        _fill(content.parts.parts.add(), part)
-
-
-def _tool_choice_to_json(choice: common_pb2.ToolChoice) -> Any:
-    kind = choice.WhichOneof("choice")
-    if kind == "function_name":
-        return {"type": "function", "function": {"name": choice.function_name}}
-    if kind == "allowed_tools":
-        return {"type": "allowed_tools", "allowed_tools": to_json(choice.allowed_tools)}
-    return choice.mode if kind else None
-
-
-def _tool_choice_from_json(choice: common_pb2.ToolChoice, value: Any) -> None:
-    if isinstance(value, str):
-        choice.mode = value
-    elif value["type"] == "function":
-        choice.function_name = value["function"]["name"]
-    else:
-        choice.allowed_tools.SetInParent()
-        _fill(choice.allowed_tools, value["allowed_tools"])
-
-
-def _prompt_to_json(prompt: completions_pb2.Prompt) -> Any:
-    kind = prompt.WhichOneof("prompt")
-    if kind == "texts":
-        return list(prompt.texts.texts)
-    if kind == "tokens":
-        return list(prompt.tokens.tokens)
-    if kind == "token_lists":
-        return [list(tokens.tokens) for tokens in prompt.token_lists.lists]
-    return prompt.text if kind else None
-
-
-def _prompt_from_json(prompt: completions_pb2.Prompt, value: Any) -> None:
-    if isinstance(value, str):
-        prompt.text = value
-    elif value and isinstance(value[0], int):
-        prompt.tokens.tokens.extend(value)
-    elif value and isinstance(value[0], list):
-        for tokens in value:
-            prompt.token_lists.lists.add().tokens.extend(tokens)
-    else:
-        prompt.texts.SetInParent()
-        prompt.texts.texts.extend(value)
-
-
-def _input_to_json(value: responses_pb2.ResponseInput) -> Any:
-    kind = value.WhichOneof("input")
-    if kind == "items":
-        return [to_json(item) for item in value.items.items]
-    return value.text if kind else None
-
-
-def _input_from_json(target: responses_pb2.ResponseInput, value: Any) -> None:
-    if isinstance(value, str):
-        target.text = value
-        return
-    target.items.SetInParent()
-    for item in value:
-        _fill(target.items.items.add(), item)
-
-
-_UNIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
-    "burrstone.openai.v1.Content": (_content_to_json, _content_from_json),
-    "burrstone.openai.v1.ToolChoice": (_tool_choice_to_json, _tool_choice_from_json),
-    "burrstone.openai.v1.Prompt": (_prompt_to_json, _prompt_from_json),
-    "burrstone.openai.v1.ResponseInput": (_input_to_json, _input_from_json),
-}

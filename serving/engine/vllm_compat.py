@@ -2,11 +2,13 @@
 
 import argparse
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
+import xgrammar
 from starlette.datastructures import State
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -18,14 +20,15 @@ from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
-from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.exceptions import GracefulHTTPError, QueueOverflowError, VLLMClientError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import PrefillStats
-from vllm.v1.outputs import LogprobsLists
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
+from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
 __all__ = [
     "AsyncEngineArgs",
@@ -42,6 +45,7 @@ __all__ = [
     "FrontendArgs",
     "GracefulHTTPError",
     "LoRAModulePath",
+    "QueueOverflowError",
     "TokenizeChatRequest",
     "TokenizeCompletionRequest",
     "VLLMClientError",
@@ -49,8 +53,10 @@ __all__ = [
     "core_client",
     "core_from_forkserver",
     "create_error_response",
+    "ebnf",
     "frontend_arguments",
     "logprobs_lists",
+    "logprobs_tensors",
     "prefill_stats",
 ]
 
@@ -89,11 +95,29 @@ def core_from_forkserver() -> Iterator[None]:
         engine_utils.get_mp_context = original
 
 
-def logprobs_lists(tokens: list[int], num_top: int, logprob: float) -> LogprobsLists:
+def logprobs_lists(tokens: Sequence[int], num_top: int, logprob: float) -> LogprobsLists:
     """Logprobs of sampled tokens: each the likeliest, its rivals made up in falling order."""
-    ids = np.array([[token, token, *range(num_top - 1)][: num_top + 1] for token in tokens])
-    values = np.array([[logprob] + [logprob - rank for rank in range(num_top)]] * len(tokens), dtype=np.float32)
-    return LogprobsLists(ids, values, np.ones(len(tokens), dtype=np.int64))
+    rows = [[token, token, *(rival for rival in range(num_top) if rival != token)][: num_top + 1] for token in tokens]
+    falling = [logprob] + [logprob - rank for rank in range(num_top)]
+    values = np.array([falling] * len(tokens), dtype=np.float32)
+    return LogprobsLists(np.array(rows), values, np.ones(len(tokens), dtype=np.int64))
+
+
+def logprobs_tensors(tokens: Sequence[int], num_top: int, logprob: float) -> LogprobsTensors:
+    """The same for the tokens of a prompt, which the engine core reports as tensors."""
+    shape = (len(tokens), num_top + 1)
+    lists = logprobs_lists(tokens, num_top, logprob)
+    return LogprobsTensors(
+        torch.from_numpy(lists.logprob_token_ids.reshape(shape).astype(np.int64)),
+        torch.from_numpy(lists.logprobs.reshape(shape)),
+        torch.from_numpy(lists.sampled_token_ranks),
+    )
+
+
+def ebnf(grammar: str) -> str:
+    """A request's grammar, Lark or EBNF, as xgrammar writes it: a rule a line, starting at `root`."""
+    read = xgrammar.Grammar.from_lark if grammar_is_likely_lark(grammar) else xgrammar.Grammar.from_ebnf
+    return str(read(grammar))
 
 
 def prefill_stats(num_prompt_tokens: int, num_cached_tokens: int) -> PrefillStats:

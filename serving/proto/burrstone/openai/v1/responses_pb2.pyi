@@ -22,7 +22,7 @@ class ResponseItems(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[ResponseItem, _Mapping]]] = ...) -> None: ...
 
 class ResponseItem(_message.Message):
-    __slots__ = ("type", "id", "status", "role", "content", "call_id", "name", "arguments", "output", "extra_json")
+    __slots__ = ("type", "id", "status", "role", "content", "call_id", "name", "arguments", "output", "summary", "encrypted_content", "extra_json")
     class ExtraJsonEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,8 @@ class ResponseItem(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    ENCRYPTED_CONTENT_FIELD_NUMBER: _ClassVar[int]
     EXTRA_JSON_FIELD_NUMBER: _ClassVar[int]
     type: str
     id: str
@@ -49,11 +51,45 @@ class ResponseItem(_message.Message):
     name: str
     arguments: str
     output: _common_pb2.Content
+    summary: _containers.RepeatedCompositeFieldContainer[_common_pb2.ContentPart]
+    encrypted_content: str
     extra_json: _containers.ScalarMap[str, str]
-    def __init__(self, type: _Optional[str] = ..., id: _Optional[str] = ..., status: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ..., content: _Optional[_Union[_common_pb2.Content, _Mapping]] = ..., call_id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ..., output: _Optional[_Union[_common_pb2.Content, _Mapping]] = ..., extra_json: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, type: _Optional[str] = ..., id: _Optional[str] = ..., status: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.Role, str]] = ..., content: _Optional[_Union[_common_pb2.Content, _Mapping]] = ..., call_id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ..., output: _Optional[_Union[_common_pb2.Content, _Mapping]] = ..., summary: _Optional[_Iterable[_Union[_common_pb2.ContentPart, _Mapping]]] = ..., encrypted_content: _Optional[str] = ..., extra_json: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class ResponseTool(_message.Message):
+    __slots__ = ("type", "name", "description", "parameters_json", "strict")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_JSON_FIELD_NUMBER: _ClassVar[int]
+    STRICT_FIELD_NUMBER: _ClassVar[int]
+    type: str
+    name: str
+    description: str
+    parameters_json: str
+    strict: bool
+    def __init__(self, type: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ..., parameters_json: _Optional[str] = ..., strict: _Optional[bool] = ...) -> None: ...
+
+class ResponseText(_message.Message):
+    __slots__ = ("format", "verbosity")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    VERBOSITY_FIELD_NUMBER: _ClassVar[int]
+    format: _common_pb2.ResponseFormat
+    verbosity: str
+    def __init__(self, format: _Optional[_Union[_common_pb2.ResponseFormat, _Mapping]] = ..., verbosity: _Optional[str] = ...) -> None: ...
+
+class Reasoning(_message.Message):
+    __slots__ = ("effort", "summary", "generate_summary")
+    EFFORT_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    GENERATE_SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    effort: str
+    summary: str
+    generate_summary: str
+    def __init__(self, effort: _Optional[str] = ..., summary: _Optional[str] = ..., generate_summary: _Optional[str] = ...) -> None: ...
 
 class ResponseParams(_message.Message):
-    __slots__ = ("model", "input", "instructions", "previous_response_id", "max_output_tokens", "temperature", "top_p", "top_logprobs", "tools_json", "tool_choice_json", "parallel_tool_calls", "text_json", "reasoning_json", "include", "store", "background", "metadata", "user", "truncation", "service_tier", "prompt_cache_key", "safety_identifier", "presence_penalty", "frequency_penalty", "extra_json")
+    __slots__ = ("model", "input", "instructions", "previous_response_id", "max_output_tokens", "temperature", "top_p", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "text", "reasoning", "include", "store", "background", "metadata", "user", "truncation", "service_tier", "prompt_cache_key", "safety_identifier", "presence_penalty", "frequency_penalty", "max_tool_calls", "extra_json")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -76,11 +112,11 @@ class ResponseParams(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
-    TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
-    TOOL_CHOICE_JSON_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
-    TEXT_JSON_FIELD_NUMBER: _ClassVar[int]
-    REASONING_JSON_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +128,7 @@ class ResponseParams(_message.Message):
     SAFETY_IDENTIFIER_FIELD_NUMBER: _ClassVar[int]
     PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
     FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
     EXTRA_JSON_FIELD_NUMBER: _ClassVar[int]
     model: str
     input: ResponseInput
@@ -101,11 +138,11 @@ class ResponseParams(_message.Message):
     temperature: float
     top_p: float
     top_logprobs: int
-    tools_json: str
-    tool_choice_json: str
+    tools: _containers.RepeatedCompositeFieldContainer[ResponseTool]
+    tool_choice: _common_pb2.ToolChoice
     parallel_tool_calls: bool
-    text_json: str
-    reasoning_json: str
+    text: ResponseText
+    reasoning: Reasoning
     include: _containers.RepeatedScalarFieldContainer[str]
     store: bool
     background: bool
@@ -117,8 +154,9 @@ class ResponseParams(_message.Message):
     safety_identifier: str
     presence_penalty: float
     frequency_penalty: float
+    max_tool_calls: int
     extra_json: _containers.ScalarMap[str, str]
-    def __init__(self, model: _Optional[str] = ..., input: _Optional[_Union[ResponseInput, _Mapping]] = ..., instructions: _Optional[str] = ..., previous_response_id: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_logprobs: _Optional[int] = ..., tools_json: _Optional[str] = ..., tool_choice_json: _Optional[str] = ..., parallel_tool_calls: _Optional[bool] = ..., text_json: _Optional[str] = ..., reasoning_json: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., store: _Optional[bool] = ..., background: _Optional[bool] = ..., metadata: _Optional[_Mapping[str, str]] = ..., user: _Optional[str] = ..., truncation: _Optional[str] = ..., service_tier: _Optional[str] = ..., prompt_cache_key: _Optional[str] = ..., safety_identifier: _Optional[str] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., extra_json: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., input: _Optional[_Union[ResponseInput, _Mapping]] = ..., instructions: _Optional[str] = ..., previous_response_id: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_logprobs: _Optional[int] = ..., tools: _Optional[_Iterable[_Union[ResponseTool, _Mapping]]] = ..., tool_choice: _Optional[_Union[_common_pb2.ToolChoice, _Mapping]] = ..., parallel_tool_calls: _Optional[bool] = ..., text: _Optional[_Union[ResponseText, _Mapping]] = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., include: _Optional[_Iterable[str]] = ..., store: _Optional[bool] = ..., background: _Optional[bool] = ..., metadata: _Optional[_Mapping[str, str]] = ..., user: _Optional[str] = ..., truncation: _Optional[str] = ..., service_tier: _Optional[str] = ..., prompt_cache_key: _Optional[str] = ..., safety_identifier: _Optional[str] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., max_tool_calls: _Optional[int] = ..., extra_json: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class CreateResponseRequest(_message.Message):
     __slots__ = ("params",)
@@ -127,10 +165,12 @@ class CreateResponseRequest(_message.Message):
     def __init__(self, params: _Optional[_Union[ResponseParams, _Mapping]] = ...) -> None: ...
 
 class StreamResponseRequest(_message.Message):
-    __slots__ = ("params",)
+    __slots__ = ("params", "stream_options")
     PARAMS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     params: ResponseParams
-    def __init__(self, params: _Optional[_Union[ResponseParams, _Mapping]] = ...) -> None: ...
+    stream_options: _common_pb2.StreamOptions
+    def __init__(self, params: _Optional[_Union[ResponseParams, _Mapping]] = ..., stream_options: _Optional[_Union[_common_pb2.StreamOptions, _Mapping]] = ...) -> None: ...
 
 class GetResponseRequest(_message.Message):
     __slots__ = ("response_id",)
@@ -198,8 +238,22 @@ class ListInputItemsResponse(_message.Message):
     has_more: bool
     def __init__(self, object: _Optional[str] = ..., data: _Optional[_Iterable[_Union[ResponseItem, _Mapping]]] = ..., first_id: _Optional[str] = ..., last_id: _Optional[str] = ..., has_more: _Optional[bool] = ...) -> None: ...
 
+class ResponseError(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class IncompleteDetails(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
 class Response(_message.Message):
-    __slots__ = ("id", "object", "created_at", "completed_at", "status", "background", "model", "output", "instructions", "max_output_tokens", "parallel_tool_calls", "previous_response_id", "store", "temperature", "top_p", "usage", "error_json", "incomplete_details_json", "tools_json", "tool_choice_json", "text_json", "reasoning_json", "metadata", "extra_json")
+    __slots__ = ("id", "object", "created_at", "completed_at", "status", "background", "model", "output", "instructions", "max_output_tokens", "parallel_tool_calls", "previous_response_id", "store", "temperature", "top_p", "usage", "error", "incomplete_details", "tools", "tool_choice", "text", "reasoning", "metadata", "max_tool_calls", "top_logprobs", "presence_penalty", "frequency_penalty", "truncation", "service_tier", "prompt_cache_key", "safety_identifier", "user", "extra_json")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -230,13 +284,22 @@ class Response(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
-    ERROR_JSON_FIELD_NUMBER: _ClassVar[int]
-    INCOMPLETE_DETAILS_JSON_FIELD_NUMBER: _ClassVar[int]
-    TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
-    TOOL_CHOICE_JSON_FIELD_NUMBER: _ClassVar[int]
-    TEXT_JSON_FIELD_NUMBER: _ClassVar[int]
-    REASONING_JSON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    INCOMPLETE_DETAILS_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_TIER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CACHE_KEY_FIELD_NUMBER: _ClassVar[int]
+    SAFETY_IDENTIFIER_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
     EXTRA_JSON_FIELD_NUMBER: _ClassVar[int]
     id: str
     object: str
@@ -254,15 +317,24 @@ class Response(_message.Message):
     temperature: float
     top_p: float
     usage: ResponseUsage
-    error_json: str
-    incomplete_details_json: str
-    tools_json: str
-    tool_choice_json: str
-    text_json: str
-    reasoning_json: str
+    error: ResponseError
+    incomplete_details: IncompleteDetails
+    tools: _containers.RepeatedCompositeFieldContainer[ResponseTool]
+    tool_choice: _common_pb2.ToolChoice
+    text: ResponseText
+    reasoning: Reasoning
     metadata: _containers.ScalarMap[str, str]
+    max_tool_calls: int
+    top_logprobs: int
+    presence_penalty: float
+    frequency_penalty: float
+    truncation: str
+    service_tier: str
+    prompt_cache_key: str
+    safety_identifier: str
+    user: str
     extra_json: _containers.ScalarMap[str, str]
-    def __init__(self, id: _Optional[str] = ..., object: _Optional[str] = ..., created_at: _Optional[int] = ..., completed_at: _Optional[int] = ..., status: _Optional[str] = ..., background: _Optional[bool] = ..., model: _Optional[str] = ..., output: _Optional[_Iterable[_Union[ResponseItem, _Mapping]]] = ..., instructions: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., parallel_tool_calls: _Optional[bool] = ..., previous_response_id: _Optional[str] = ..., store: _Optional[bool] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., usage: _Optional[_Union[ResponseUsage, _Mapping]] = ..., error_json: _Optional[str] = ..., incomplete_details_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., tool_choice_json: _Optional[str] = ..., text_json: _Optional[str] = ..., reasoning_json: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., extra_json: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., object: _Optional[str] = ..., created_at: _Optional[int] = ..., completed_at: _Optional[int] = ..., status: _Optional[str] = ..., background: _Optional[bool] = ..., model: _Optional[str] = ..., output: _Optional[_Iterable[_Union[ResponseItem, _Mapping]]] = ..., instructions: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., parallel_tool_calls: _Optional[bool] = ..., previous_response_id: _Optional[str] = ..., store: _Optional[bool] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., usage: _Optional[_Union[ResponseUsage, _Mapping]] = ..., error: _Optional[_Union[ResponseError, _Mapping]] = ..., incomplete_details: _Optional[_Union[IncompleteDetails, _Mapping]] = ..., tools: _Optional[_Iterable[_Union[ResponseTool, _Mapping]]] = ..., tool_choice: _Optional[_Union[_common_pb2.ToolChoice, _Mapping]] = ..., text: _Optional[_Union[ResponseText, _Mapping]] = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., max_tool_calls: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., truncation: _Optional[str] = ..., service_tier: _Optional[str] = ..., prompt_cache_key: _Optional[str] = ..., safety_identifier: _Optional[str] = ..., user: _Optional[str] = ..., extra_json: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class InputTokensDetails(_message.Message):
     __slots__ = ("cached_tokens",)
@@ -291,7 +363,7 @@ class ResponseUsage(_message.Message):
     def __init__(self, input_tokens: _Optional[int] = ..., input_tokens_details: _Optional[_Union[InputTokensDetails, _Mapping]] = ..., output_tokens: _Optional[int] = ..., output_tokens_details: _Optional[_Union[OutputTokensDetails, _Mapping]] = ..., total_tokens: _Optional[int] = ...) -> None: ...
 
 class StreamResponseResponse(_message.Message):
-    __slots__ = ("type", "sequence_number", "response", "item", "part", "item_id", "output_index", "content_index", "delta", "text", "name", "arguments", "extra_json")
+    __slots__ = ("type", "sequence_number", "response", "item", "part", "item_id", "output_index", "content_index", "delta", "text", "name", "arguments", "logprobs", "extra_json")
     class ExtraJsonEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +383,7 @@ class StreamResponseResponse(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     EXTRA_JSON_FIELD_NUMBER: _ClassVar[int]
     type: str
     sequence_number: int
@@ -324,5 +397,6 @@ class StreamResponseResponse(_message.Message):
     text: str
     name: str
     arguments: str
+    logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprob]
     extra_json: _containers.ScalarMap[str, str]
-    def __init__(self, type: _Optional[str] = ..., sequence_number: _Optional[int] = ..., response: _Optional[_Union[Response, _Mapping]] = ..., item: _Optional[_Union[ResponseItem, _Mapping]] = ..., part: _Optional[_Union[_common_pb2.ContentPart, _Mapping]] = ..., item_id: _Optional[str] = ..., output_index: _Optional[int] = ..., content_index: _Optional[int] = ..., delta: _Optional[str] = ..., text: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ..., extra_json: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, type: _Optional[str] = ..., sequence_number: _Optional[int] = ..., response: _Optional[_Union[Response, _Mapping]] = ..., item: _Optional[_Union[ResponseItem, _Mapping]] = ..., part: _Optional[_Union[_common_pb2.ContentPart, _Mapping]] = ..., item_id: _Optional[str] = ..., output_index: _Optional[int] = ..., content_index: _Optional[int] = ..., delta: _Optional[str] = ..., text: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprob, _Mapping]]] = ..., extra_json: _Optional[_Mapping[str, str]] = ...) -> None: ...

@@ -26,7 +26,7 @@ from burrstone.openai.v1 import chat_pb2 as burrstone_dot_openai_dot_v1_dot_chat
 from burrstone.openai.v1 import common_pb2 as burrstone_dot_openai_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"burrstone/openai/v1/tokenize.proto\x12\x13\x62urrstone.openai.v1\x1a\x1e\x62urrstone/openai/v1/chat.proto\x1a burrstone/openai/v1/common.proto\"\xd9\x02\n\x0fTokenizeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06prompt\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x32\n\x08messages\x18\x03 \x03(\x0b\x32 .burrstone.openai.v1.ChatMessage\x12(\n\x05tools\x18\x04 \x03(\x0b\x32\x19.burrstone.openai.v1.Tool\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x06 \x01(\x08H\x03\x88\x01\x01\x12\x1e\n\x11return_token_strs\x18\x07 \x01(\x08H\x04\x88\x01\x01\x42\x08\n\x06_modelB\t\n\x07_promptB\x15\n\x13_add_special_tokensB\x18\n\x16_add_generation_promptB\x14\n\x12_return_token_strs\"\\\n\x10TokenizeResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x15\n\rmax_model_len\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x03(\x03\x12\x12\n\ntoken_strs\x18\x04 \x03(\t\"A\n\x11\x44\x65tokenizeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06tokens\x18\x02 \x03(\x03\x42\x08\n\x06_model\"$\n\x12\x44\x65tokenizeResponse\x12\x0e\n\x06prompt\x18\x01 \x01(\t2\xc9\x01\n\x0fTokenizeService\x12W\n\x08Tokenize\x12$.burrstone.openai.v1.TokenizeRequest\x1a%.burrstone.openai.v1.TokenizeResponse\x12]\n\nDetokenize\x12&.burrstone.openai.v1.DetokenizeRequest\x1a\'.burrstone.openai.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"burrstone/openai/v1/tokenize.proto\x12\x13\x62urrstone.openai.v1\x1a\x1e\x62urrstone/openai/v1/chat.proto\x1a burrstone/openai/v1/common.proto\"\xd9\x02\n\x0fTokenizeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06prompt\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x32\n\x08messages\x18\x03 \x03(\x0b\x32 .burrstone.openai.v1.ChatMessage\x12(\n\x05tools\x18\x04 \x03(\x0b\x32\x19.burrstone.openai.v1.Tool\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x06 \x01(\x08H\x03\x88\x01\x01\x12\x1e\n\x11return_token_strs\x18\x07 \x01(\x08H\x04\x88\x01\x01\x42\x08\n\x06_modelB\t\n\x07_promptB\x15\n\x13_add_special_tokensB\x18\n\x16_add_generation_promptB\x14\n\x12_return_token_strs\"\\\n\x10TokenizeResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x15\n\rmax_model_len\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x03(\x03\x12\x12\n\ntoken_strs\x18\x04 \x03(\t\"A\n\x11\x44\x65tokenizeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06tokens\x18\x02 \x03(\x03\x42\x08\n\x06_model\"4\n\x12\x44\x65tokenizeResponse\x12\x13\n\x06prompt\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_prompt2\xc9\x01\n\x0fTokenizeService\x12W\n\x08Tokenize\x12$.burrstone.openai.v1.TokenizeRequest\x1a%.burrstone.openai.v1.TokenizeResponse\x12]\n\nDetokenize\x12&.burrstone.openai.v1.DetokenizeRequest\x1a\'.burrstone.openai.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DETOKENIZEREQUEST']._serialized_start=567
   _globals['_DETOKENIZEREQUEST']._serialized_end=632
   _globals['_DETOKENIZERESPONSE']._serialized_start=634
-  _globals['_DETOKENIZERESPONSE']._serialized_end=670
-  _globals['_TOKENIZESERVICE']._serialized_start=673
-  _globals['_TOKENIZESERVICE']._serialized_end=874
+  _globals['_DETOKENIZERESPONSE']._serialized_end=686
+  _globals['_TOKENIZESERVICE']._serialized_start=689
+  _globals['_TOKENIZESERVICE']._serialized_end=890
 # @@protoc_insertion_point(module_scope)
