@@ -4,13 +4,15 @@ import asyncio
 import importlib
 import logging
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from burrstone.batching.errors import InvalidRequest
 from burrstone.batching.request import RequestMeta
-from burrstone.serving.api.types import Api, Event
+from burrstone.serving.api.types import Api, JsonObject, Stream
 from burrstone.serving.config import ServeConfig
 from burrstone.serving.edges.lifecycle import Lifecycle
 from burrstone.serving.engine import forkserver
@@ -102,14 +104,22 @@ async def _start_llm(config: ServeConfig, engine_args: Any) -> Any:
 
 async def _warm_up(api: Api, model: str) -> None:
     """Greedy, sampled and structured requests, so that no user pays for a first use."""
-    base = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": _WARM_UP_TOKENS}
-    schema = {"type": "json_schema", "json_schema": {"name": "warm_up", "schema": _WARM_UP_SCHEMA}}
-    bodies = [
+    base = {"model": model, "prompt": "Hi", "max_tokens": _WARM_UP_TOKENS}
+    for body in (
         base | {"temperature": 0.0, "stream": True},
-        base | {"temperature": 1.0, "seed": 1, "logprobs": True},
-        base | {"temperature": 0.0, "response_format": schema},
-    ]
-    for body in bodies:
-        reply = await api.chat(body, _WARM_UP_META)
-        if not isinstance(reply, dict):
-            _: list[Event] = [event async for event in reply]
+        base | {"temperature": 1.0, "seed": 1, "logprobs": 1},
+        base | {"temperature": 0.0, "structured_outputs": {"json": _WARM_UP_SCHEMA}},
+    ):
+        await _finish(api.completions(body, _WARM_UP_META))
+    messages = [{"role": "user", "content": "Hi"}]
+    try:
+        await _finish(api.chat({"model": model, "messages": messages, "max_tokens": 1, "stream": True}, _WARM_UP_META))
+    except InvalidRequest as error:
+        log.warning("chat requests will be refused: %s", error.message)  # a base model without a chat template
+
+
+async def _finish(answer: Awaitable[JsonObject | Stream]) -> None:
+    reply = await answer
+    if not isinstance(reply, dict):
+        async for _ in reply:
+            pass

@@ -1,0 +1,142 @@
+"""What vLLM offers, reached from our configuration and shown on the real engine, each on a server of its own."""
+
+import re
+import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_models import CACHE, gemma, int8_copy, lora_adapter
+
+from burrstone.serving.engine.models import embedded_model
+from harness import MODEL, Server, serving
+
+pytestmark = pytest.mark.engine
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time there was a",
+    "Water boils at a temperature of",
+    "The three primary colours are",
+    "In 1969, the first man on the",
+    "A recipe for pancakes needs flour, milk and",
+    "The opposite of hot is",
+    "One, two, three, four, five, six,",
+    "My favourite book is about a young",
+    "The largest planet of the solar system is",
+]
+# Text that repeats itself, where looking n-grams up in the prompt pays.
+LIST = "red apple, green apple, blue apple, red apple, green apple, blue apple, red apple, green apple,"
+EMBEDDED_FLAGS = ["--limits.default-max-tokens", "64", "--engine.max-model-len", "2048"]
+Serve = Callable[[dict[str, Any], list[str]], AbstractContextManager[Server]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """serve(configuration, flags): a context manager for a server of the test's own."""
+
+    def start(config: dict[str, Any], flags: list[str]) -> AbstractContextManager[Server]:
+        file = tmp_path / f"config-{len(list(tmp_path.iterdir()))}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        return serving(tmp_path / f"{file.stem}.log", "--config", str(file), *flags)
+
+    return start
+
+
+def greedy(server: Server, prompt: str, max_tokens: int = 32, model: str = "default") -> dict[str, Any]:
+    """The first choice of a greedy completion that runs to `max_tokens`."""
+    status, reply = server.post(
+        "/v1/completions",
+        {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "logprobs": 0,
+            "ignore_eos": True,
+        },
+    )
+    assert status == 200, reply
+    choice: dict[str, Any] = reply["choices"][0]
+    return choice
+
+
+def tokens(server: Server, prompt: str) -> list[str]:
+    found: list[str] = greedy(server, prompt)["logprobs"]["tokens"]
+    assert len(found) == 32
+    return found
+
+
+def metric(server: Server, name: str) -> float:
+    """Sum of a Prometheus metric over its label sets."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as reply:
+        text = reply.read().decode()
+    found = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+    assert found, f"no metric {name}"
+    return sum(map(float, found))
+
+
+def test_tensor_parallel_gives_the_same_tokens(serve: Serve, tmp_path: Path) -> None:
+    model = str(gemma(tmp_path))
+    # float32, so that a token differs when a shard is wrong and not when two sums round differently (bf16: 82 % equal).
+    engine = {"max_model_len": 1024, "enforce_eager": True, "kv_cache_gib": 0.25, "dtype": "float32"}
+    with serve({"model": model, "engine": engine}, []) as server:
+        one = [tokens(server, prompt) for prompt in PROMPTS]
+    with serve({"model": model, "engine": engine}, ["--tensor-parallel-size", "2"]) as server:
+        two = [tokens(server, prompt) for prompt in PROMPTS]
+    equal = sum(a == b for left, right in zip(one, two, strict=True) for a, b in zip(left, right, strict=True))
+    assert equal >= 0.95 * 32 * len(PROMPTS)
+
+
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_speculation_does_not_change_greedy_output(engine: Server, serve: Serve, tmp_path: Path, method: str) -> None:
+    speculative: dict[str, Any] = {"method": method, "num_tokens": 3}
+    if method == "draft_model":
+        speculative["model"] = str(int8_copy(embedded_model(CACHE), tmp_path / "draft"))
+    prompts = [LIST, *PROMPTS]
+    plain = [greedy(engine, prompt)["text"] for prompt in prompts]
+    with serve({"engine": {"speculative": speculative}}, EMBEDDED_FLAGS) as server:
+        assert [greedy(server, prompt)["text"] for prompt in prompts] == plain
+        assert metric(server, "vllm:spec_decode_num_accepted_tokens_total") > 0
+
+
+def test_int8_checkpoint_answers_as_the_original(engine: Server, serve: Serve, tmp_path: Path) -> None:
+    checkpoint = int8_copy(embedded_model(CACHE), tmp_path / "int8")
+    with serve({"model": str(checkpoint)}, EMBEDDED_FLAGS) as server:
+        assert server.get("/v1/models")[1]["data"][0]["id"] == "int8"
+        original, quantized = mean_logprob(engine), mean_logprob(server)
+    assert original != quantized  # the INT8 layers did run
+    assert abs(original - quantized) < 0.05 * abs(original)
+
+
+def mean_logprob(server: Server) -> float:
+    """Of the prompts' own tokens: how well the model predicts them."""
+    values: list[float] = []
+    for prompt in PROMPTS:
+        body = {"model": "default", "prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 0}
+        status, reply = server.post("/v1/completions", body)
+        assert status == 200, reply
+        values += reply["choices"][0]["logprobs"]["token_logprobs"][1:-1]
+    return sum(values) / len(values)
+
+
+def test_lora_modules_and_chunked_prefill(serve: Serve, tmp_path: Path) -> None:
+    base = embedded_model(CACHE)
+    modules = [
+        {"name": name, "path": str(lora_adapter(base, tmp_path / name, seed=seed))}
+        for seed, name in enumerate(("legal", "medical"))
+    ]
+    config = {"engine": {"lora": {"modules": modules, "max_rank": 8}, "max_num_batched_tokens": 128, "max_num_seqs": 8}}
+    with serve(config, [*EMBEDDED_FLAGS, "--engine.enforce-eager", "true"]) as server:
+        names = {model["id"] for model in server.get("/v1/models")[1]["data"]}
+        assert names == {MODEL, "default", "legal", "medical"}
+        answers = {name: greedy(server, PROMPTS[0], model=name)["text"] for name in (MODEL, "legal", "medical")}
+        assert len(set(answers.values())) == 3
+        # One adapter's cached prefix must not leak into another's answer.
+        assert {name: greedy(server, PROMPTS[0], model=name)["text"] for name in answers} == answers
+        assert server.post("/v1/completions", {"model": "absent", "prompt": "x"})[0] == 404
+        # A prompt four times as long as a step's budget is prefilled in chunks.
+        long = greedy(server, " ".join(PROMPTS) * 5, max_tokens=4)
+        assert len(long["logprobs"]["tokens"]) == 4
