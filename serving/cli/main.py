@@ -4,6 +4,7 @@ import argparse
 import sys
 from importlib.metadata import version
 
+from burrstone.bench import cli as bench
 from burrstone.serving.cli import config, doctor, serve
 from burrstone.serving.config import ConfigError
 
@@ -18,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"burrstone {version('burrstone')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (serve, config, doctor):
+    for module in (serve, config, doctor, bench):
         module.add_parser(commands)
     return parser
 

@@ -1,0 +1,102 @@
+"""The servers that a comparison loads: bare vLLM and burrstone, same engine arguments, same environment."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from burrstone.serving.config import ServeConfig
+from burrstone.serving.engine.models import resolve_model
+from burrstone.serving.hardware import detect
+from burrstone.serving.launch import engine_environment
+
+MODEL = "default"
+MAX_MODEL_LEN = 2048
+_KV_GIB = 1.0
+_START_TIMEOUT_S = 900.0
+_STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contenders:
+    """Where they listen."""
+
+    bare_port: int
+    http_port: int
+    grpc_port: int
+
+
+@contextlib.contextmanager
+def contenders(say: Callable[[str], None]) -> Iterator[Contenders]:
+    """Both running and ready, on free loopback ports; stopped at the end. Started one after the other."""
+    ports = Contenders(*(_free_port() for _ in range(3)))
+    with contextlib.ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burrstone-bench-")))
+        for name, (command, environment, ready) in _commands(ports, say).items():
+            say(f"starting {name}")
+            stack.enter_context(_running(name, command, environment, logs / f"{name}.log".replace(" ", "-"), ready))
+        yield ports
+
+
+def _commands(ports: Contenders, say: Callable[[str], None]) -> dict[str, tuple[list[str], dict[str, str], str]]:
+    """Name -> (command, environment, URL that answers 200 when ready)."""
+    config = ServeConfig()
+    model = resolve_model(config.model, config.cache_dir.expanduser(), say)
+    recipe = dict(engine_environment(config, detect()))
+    bare = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model.path]
+    bare += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(ports.bare_port)]
+    bare += ["--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory-bytes", str(int(_KV_GIB * 2**30))]
+    bare += ["--seed", "0", "--enable-prompt-tokens-details", "--max-logprobs", "20"]
+    ours = [sys.executable, "-m", "burrstone.serving.cli.main", "serve"]
+    ours += ["--http-port", str(ports.http_port), "--grpc-port", str(ports.grpc_port)]
+    ours += ["--max-model-len", str(MAX_MODEL_LEN), "--engine.kv-cache-gib", str(_KV_GIB)]
+    return {
+        "bare vLLM": (bare, recipe, f"http://127.0.0.1:{ports.bare_port}/health"),
+        "burrstone": (ours, {}, f"http://127.0.0.1:{ports.http_port}/ready"),
+    }
+
+
+@contextlib.contextmanager
+def _running(name: str, command: list[str], environment: dict[str, str], log: Path, ready: str) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | environment, start_new_session=True
+        )
+    try:
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        while not _answers(ready):
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                raise RuntimeError(f"{name} did not start:\n{log.read_text()[-4000:]}")
+            time.sleep(0.5)
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5.0) as reply:
+            return bool(reply.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port

@@ -1,0 +1,226 @@
+"""What burrstone costs over bare vLLM: the same load on both in turns, so that the machine's moods hit both alike.
+
+Bare vLLM is loaded twice in every round; the two differ by nothing but chance, and how much they do is the noise.
+"""
+
+import asyncio
+import itertools
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from burrstone.bench.contenders import MODEL, contenders
+from burrstone.bench.stream_client import GrpcClient, HttpClient, StreamClient
+from burrstone.serving.hardware import detect
+
+CONCURRENCIES = (8, 32)
+_TTFT_REQUESTS = 12
+_TTFT_TOKENS = 4
+_TARGETS = ("bare", "bare again", "http", "grpc")
+_WORDS = [
+    "stone",
+    "mill",
+    "wheel",
+    "river",
+    "grain",
+    "flour",
+    "bread",
+    "oven",
+    "salt",
+    "field",
+    "plough",
+    "seed",
+    "rain",
+    "cloud",
+    "wind",
+    "sun",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class OverheadPlan:
+    """How much is measured. Every stream makes `requests_per_stream` requests of `output_tokens` tokens a round."""
+
+    rounds: int = 7
+    api: str = "chat"
+    requests_per_stream: int = 2
+    output_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """Against bare vLLM: medians over the rounds. `throughput_ratio` is the worst of the concurrencies."""
+
+    ttft_added_p50_ms: float
+    throughput_ratio: float
+    throughput_ratio_by_streams: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """`noise` and `noise_ttft_ms`: the same figures of bare vLLM against itself, as a distance from 1 and from 0."""
+
+    http: Wire
+    grpc: Wire
+    noise: float
+    noise_ttft_ms: float
+    bare: dict[str, float]
+    setting: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Samples:
+    """One target's figures, a list entry a round."""
+
+    ttft_p50_ms: list[float] = field(default_factory=list)
+    tokens_per_s: dict[int, list[float]] = field(default_factory=lambda: {streams: [] for streams in CONCURRENCIES})
+
+
+def measure_overhead(plan: OverheadPlan, say: Callable[[str], None]) -> Overhead:
+    """Start the servers, load them in turns, compare. Raises RuntimeError when a server does not start."""
+    with contenders(say) as ports:
+
+        def connect() -> dict[str, StreamClient]:
+            return {
+                "bare": HttpClient(ports.bare_port, plan.api),
+                "bare again": HttpClient(ports.bare_port, plan.api),
+                "http": HttpClient(ports.http_port, plan.api),
+                "grpc": GrpcClient(ports.grpc_port, plan.api),
+            }
+
+        samples = asyncio.run(_load_in_turns(plan, connect, say))
+    return summarize(plan, samples)
+
+
+async def _load_in_turns(
+    plan: OverheadPlan, connect: Callable[[], dict[str, StreamClient]], say: Callable[[str], None]
+) -> dict[str, Samples]:
+    clients = connect()
+    prompts = _Prompts(plan)
+    samples = {target: Samples() for target in _TARGETS}
+    say("warming up")
+    for client in clients.values():
+        await _throughput(client, prompts, plan, max(CONCURRENCIES))
+    for number in range(plan.rounds):
+        # Another target goes first each round, so that none always follows the same neighbour.
+        shift = number % len(_TARGETS)
+        for target in _TARGETS[shift:] + _TARGETS[:shift]:
+            say(f"round {number + 1} of {plan.rounds}: {target}")
+            client, found = clients[target], samples[target]
+            found.ttft_p50_ms.append(await _ttft_p50_ms(client, prompts))
+            for streams in CONCURRENCIES:
+                found.tokens_per_s[streams].append(await _throughput(client, prompts, plan, streams))
+    for client in clients.values():
+        await client.close()
+    return samples
+
+
+class _Prompts:
+    """Bodies whose prompts differ from their first word on, so that no prefix is cached."""
+
+    def __init__(self, plan: OverheadPlan) -> None:
+        self._numbers = itertools.count()
+        self._chat = plan.api == "chat"
+
+    def body(self, max_tokens: int) -> dict[str, Any]:
+        number = next(self._numbers)
+        words = " ".join(_WORDS[(number * 7 + i * (1 + number % 13)) % len(_WORDS)] for i in range(24))
+        text = f"{number}: {words}"
+        prompt = {"messages": [{"role": "user", "content": text}]} if self._chat else {"prompt": text}
+        return {"model": MODEL, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True} | prompt
+
+
+async def _ttft_p50_ms(client: StreamClient, prompts: _Prompts) -> float:
+    times_ms = [1000 * (await client.stream(prompts.body(_TTFT_TOKENS))).first_s for _ in range(_TTFT_REQUESTS)]
+    return statistics.median(times_ms)
+
+
+async def _throughput(client: StreamClient, prompts: _Prompts, plan: OverheadPlan, streams: int) -> float:
+    """Output tokens per second of `streams` clients, each with its requests one after the other."""
+
+    async def one_client() -> None:
+        for _ in range(plan.requests_per_stream):
+            answer = await client.stream(prompts.body(plan.output_tokens))
+            # A step's tokens may share a frame; far fewer frames than tokens would mean a cut answer.
+            if answer.frames < plan.output_tokens // 4:
+                raise RuntimeError(f"an answer of {plan.output_tokens} tokens came in {answer.frames} frames")
+
+    loop = asyncio.get_running_loop()
+    started_s = loop.time()
+    await asyncio.gather(*(one_client() for _ in range(streams)))
+    return streams * plan.requests_per_stream * plan.output_tokens / (loop.time() - started_s)
+
+
+def summarize(plan: OverheadPlan, samples: dict[str, Samples]) -> Overhead:
+    """Each round is compared with its own round's bare vLLM; the figure is the median over the rounds."""
+    bare, again = samples["bare"], samples["bare again"]
+
+    def added_ms(target: Samples) -> float:
+        rounds = zip(target.ttft_p50_ms, bare.ttft_p50_ms, again.ttft_p50_ms, strict=True)
+        return statistics.median(ours - (one + two) / 2 for ours, one, two in rounds)
+
+    def ratio(target: Samples, streams: int) -> float:
+        found = target.tokens_per_s[streams], bare.tokens_per_s[streams], again.tokens_per_s[streams]
+        return statistics.median(2 * ours / (one + two) for ours, one, two in zip(*found, strict=True))
+
+    def wire(target: Samples) -> Wire:
+        ratios = {str(streams): round(ratio(target, streams), 3) for streams in CONCURRENCIES}
+        return Wire(round(added_ms(target), 2), min(ratios.values()), ratios)
+
+    spreads = [
+        abs(one / two - 1)
+        for streams in CONCURRENCIES
+        for one, two in zip(bare.tokens_per_s[streams], again.tokens_per_s[streams], strict=True)
+    ]
+    ttft_spreads = [abs(one - two) for one, two in zip(bare.ttft_p50_ms, again.ttft_p50_ms, strict=True)]
+    absolute = {
+        f"tokens_per_s_{streams}": round(statistics.median(bare.tokens_per_s[streams]), 1) for streams in CONCURRENCIES
+    }
+    return Overhead(
+        http=wire(samples["http"]),
+        grpc=wire(samples["grpc"]),
+        noise=round(statistics.median(spreads), 3),
+        noise_ttft_ms=round(statistics.median(ttft_spreads), 2),
+        bare={"ttft_p50_ms": round(statistics.median(bare.ttft_p50_ms), 2)} | absolute,
+        setting=_setting(plan),
+    )
+
+
+def _setting(plan: OverheadPlan) -> dict[str, Any]:
+    hardware = detect()
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "profile": hardware.profile,
+        "cores": len(hardware.cores),
+        "amx": hardware.amx,
+        "gpus": list(hardware.gpus),
+        "python": platform.python_version(),
+        "vllm": _vllm_version(),
+        "ray": version("ray"),
+        "model": "smollm2-135m-instruct",
+        "api": plan.api,
+        "rounds": plan.rounds,
+        "output_tokens": plan.output_tokens,
+        "requests_per_stream": plan.requests_per_stream,
+    }
+
+
+def _vllm_version() -> str:
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def table(result: Overhead) -> str:
+    """The result for people."""
+    lines = [f"{'':12}{'added TTFT p50':>16}" + "".join(f"{f'x at {streams}':>10}" for streams in CONCURRENCIES)]
+    for name, wire in (("HTTP", result.http), ("gRPC", result.grpc)):
+        ratios = "".join(f"{wire.throughput_ratio_by_streams[str(streams)]:>10.3f}" for streams in CONCURRENCIES)
+        lines.append(f"{name:12}{wire.ttft_added_p50_ms:>13.2f} ms{ratios}")
+    lines.append(f"{'noise (A/A)':12}{result.noise_ttft_ms:>13.2f} ms{result.noise:>10.3f}")
+    lines.append(f"bare vLLM: {result.bare}")
+    return "\n".join(lines)
