@@ -52,7 +52,7 @@ def _commands(ports: Contenders, say: Callable[[str], None]) -> dict[str, tuple[
     config = ServeConfig()
     model = resolve_model(config.model, config.cache_dir.expanduser(), say)
     recipe = dict(engine_environment(config, detect()))
-    bare = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model.path]
+    bare = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", model.path]
     bare += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(ports.bare_port)]
     bare += ["--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory-bytes", str(int(_KV_GIB * 2**30))]
     bare += ["--seed", "0", "--enable-prompt-tokens-details", "--max-logprobs", "20"]
