@@ -42,8 +42,9 @@ test: setup-dev ## The whole test suite, real engine included
 conformance: setup ## Public conformance suites against a running engine; results in docs/conformance.md
 	$(PYTHON) tests/conformance/run.py
 
-soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory
-	$(BIN)/python -m pytest -m soak tests/soak
+soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory; RESULTS=file keeps the figures as JSON
+	@$(PYTHON) serving/bootstrap.py dev test-models soak
+	$(BIN)/python -m pytest -m soak tests/soak $(if $(RESULTS),--results $(RESULTS))
 
 bench: setup ## Overhead against bare vLLM on this machine, as JSON
 	$(BIN)/burrstone bench overhead --json
