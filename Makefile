@@ -20,7 +20,7 @@ setup: python ## Create .venv with the stack for this machine
 	@$(PYTHON) serving/bootstrap.py
 
 setup-dev: python
-	@$(PYTHON) serving/bootstrap.py dev test-models
+	@$(PYTHON) serving/bootstrap.py dev test-models clients
 
 python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: install python3.11, or run make PYTHON=/path/to/python3.11"; exit 1; }

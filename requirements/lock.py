@@ -30,14 +30,26 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "-q", PIP], check=True)
+        # Tools and clients share the product's environment, so what they pin holds for it too.
+        beside = Path(folder, "beside.txt")
+        beside.write_text("\n".join(re.sub(r"\[.*\]", "", pin) for pin in extras["dev"] + extras["clients"]))
+        base += ["-c", str(beside)]
         cpu = resolve(pip, base + extras["cpu"] + extras["embedded"], ["--extra-index-url", TORCH_CPU_INDEX])
         write("cpu", cpu)
-        cuda = resolve(pip, base + extras["cuda"] + extras["embedded"])
+        # `===` because a folder of wheels may offer 2.13.0+cpu, which `==2.13.0` would prefer. Not in pyproject.toml: the
+        # pip that comes with Python 3.11 cannot read it back from a wheel's metadata.
+        exact = [pin.replace("torch==", "torch===") for pin in extras["cuda"]]
+        cuda = resolve(pip, base + exact + extras["embedded"])
         write("cuda", cuda)
         held = Path(folder, "held.txt")
         held.write_text("\n".join(lines({name: cpu[name] for name in cpu if name != "torch"})))
         dev = resolve(pip, extras["dev"] + ["-c", str(held)])
         write("dev", {name: version for name, version in dev.items() if name not in cpu})
+        held.write_text("\n".join(lines({name: version for name, version in (cpu | dev).items() if name != "torch"})))
+        soak = resolve(pip, extras["soak"] + ["-c", str(held)])
+        write("soak", {name: version for name, version in soak.items() if name not in cpu | dev})
+        clients = resolve(pip, extras["clients"] + ["-c", str(held)])
+        write("clients", {name: version for name, version in clients.items() if name not in cpu | dev})
         write("test-models", resolve(pip, extras["test-models"]))
 
 
