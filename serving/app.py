@@ -24,6 +24,8 @@ def build(config: ServeConfig, environment: Mapping[str, str], *, num_gpus: int 
             graceful_shutdown_timeout_s=replica.drain_grace_s + 15.0,
             graceful_shutdown_wait_loop_s=0.2,
             max_ongoing_requests=1000,
+            # A first start that fails fails for good: the configuration is wrong. A replacement is tried again and again.
+            max_constructor_retry_count=1,
             ray_actor_options={
                 "num_cpus": 0,
                 "num_gpus": num_gpus,

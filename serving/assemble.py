@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from burrstone.batching.errors import InvalidRequest
+from burrstone.batching.errors import InvalidRequest, NotReady
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.api.types import Api, JsonObject, Stream
 from burrstone.serving.config import ServeConfig
@@ -36,6 +36,10 @@ class Engine:
     @property
     def dead(self) -> bool:
         return bool(self.seam.errored)
+
+    async def end_running(self) -> None:
+        """End what is still running, each request with an error that says why."""
+        await self.seam.end_running(NotReady("The server is shutting down; the request was ended.", retry_after_s=5.0))
 
     def shutdown(self) -> None:
         """Stop the engine's processes; blocks until they are gone."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# For a Ray of our own. Ray reads the first as "this machine only" and binds its ports to loopback.
+_LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 _OBJECT_STORE_BYTES = 128 * 2**20  # no tokens pass through it
 
 
@@ -29,6 +32,11 @@ class DeployState:
 
     status: str
     message: str
+
+    @property
+    def running(self) -> bool:
+        """The replica has started; it says `ready` from now on."""
+        return self.status == "RUNNING"
 
     @property
     def failed(self) -> bool:
@@ -41,11 +49,15 @@ class Cluster:
     def __init__(self, config: ServeConfig, hardware: Hardware) -> None:
         self._config = config
         self._hardware = hardware
-        self._joined = "RAY_ADDRESS" in os.environ
+        self.joined = "RAY_ADDRESS" in os.environ
 
     def start(self) -> None:
         """Start Ray if need be and deploy. Returns before the engine is ready; watch /ready and state()."""
-        os.environ.update({key: os.environ.get(key, value) for key, value in _RAY_ENVIRONMENT.items()})
+        wanted = _RAY_ENVIRONMENT
+        if not self.joined:
+            # Serve's replicas listen on every address whatever Ray does; only holders of the token may speak to them.
+            wanted = wanted | _LOCAL_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray
@@ -54,9 +66,9 @@ class Cluster:
             from burrstone.serving.app import build
 
         if not ray.is_initialized():
-            local: dict[str, Any] = {} if self._joined else {"object_store_memory": _OBJECT_STORE_BYTES}
+            local: dict[str, Any] = {} if self.joined else {"object_store_memory": _OBJECT_STORE_BYTES}
             ray.init(
-                address=None if self._joined else "local",
+                address=None if self.joined else "local",
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -91,19 +103,22 @@ class Cluster:
         """Where Ray keeps this session's logs, when it runs on this machine."""
         import ray
 
-        if not ray.is_initialized() or self._joined:
+        if not ray.is_initialized() or self.joined:
             return None
         return os.path.join(ray._private.worker.global_worker.node.get_session_dir_path(), "logs")
 
-    def stop(self) -> None:
-        """Take down the application, and Ray too when it was started here. Safe to call twice."""
+    def stop(self, *, now: bool = False) -> None:
+        """Take down the application, and Ray too when it was started here; `now` waits for nothing. Safe to call twice."""
         import ray
         from ray import serve
 
         if not ray.is_initialized():
             return
         with contextlib.suppress(Exception):  # Serve may be gone already; Ray's own shutdown below is what counts
-            serve.delete(APP_NAME) if self._joined else serve.shutdown()
+            if self.joined:
+                serve.delete(APP_NAME)
+            elif not now:
+                serve.shutdown()
         ray.shutdown()
 
     def _num_gpus(self) -> int:

@@ -22,6 +22,8 @@ from burrstone.serving.metrics import ApiMetrics
 log = logging.getLogger("burrstone.replica")
 _BIND_RETRY_S = 0.2
 _BIND_TIMEOUT_S = 30.0
+# What ended requests get to send their error to their clients.
+_LAST_WORDS_S = 5.0
 
 
 class EngineReplica:
@@ -73,6 +75,9 @@ class EngineReplica:
         """Refuse new requests, let running ones finish for the grace period, then end them. True when all finished."""
         self._lifecycle.close()
         finished = await self._lifecycle.wait_idle(self._config.replica.drain_grace_s)
+        if not finished and self._engine is not None:
+            await self._engine.end_running()
+            await self._lifecycle.wait_idle(_LAST_WORDS_S)
         await self._close_listeners()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)

@@ -1,6 +1,7 @@
 """`burrstone serve`: start Ray Serve with one engine replica, say how far it is, print the addresses, drain on Ctrl-C."""
 
 import argparse
+import contextlib
 import json
 import signal
 import ssl
@@ -14,11 +15,13 @@ from burrstone.serving.auth import check_bind, load_keys
 from burrstone.serving.cli.flags import add_config_flags, config_from_flags
 from burrstone.serving.cli.progress import Progress
 from burrstone.serving.config import ConfigError, ServeConfig
+from burrstone.serving.edges.http_server import bind
 from burrstone.serving.engine.models import ResolvedModel, resolve_model
 from burrstone.serving.hardware import detect
 from burrstone.serving.launch import Cluster
 
 _POLL_S = 0.25
+_EXIT_INTERRUPTED = 130
 
 
 def add_parser(commands: Any) -> None:
@@ -34,39 +37,47 @@ def add_parser(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     config = config_from_flags(arguments).config
     check_bind(config.http.host, load_keys(config.auth))
+    try:
+        return _serve(config)
+    except KeyboardInterrupt:
+        print("Stopped at once; running requests were ended.", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+
+
+def _serve(config: ServeConfig) -> int:
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _stop_or_quit(stop))
+    _handle_signals(stop)
     with Progress() as progress:
         progress.say("looking at the hardware")
         hardware = detect()
         model = resolve_model(config.model, config.cache_dir.expanduser(), progress.say)
         cluster = Cluster(config, hardware)
+        if not cluster.joined:
+            _check_ports(config)
         try:
             progress.say("starting Ray Serve")
             cluster.start()
+            _handle_signals(stop)  # Ray has put a SIGTERM handler of its own in place, which drains nothing
             started = _wait_ready(config, cluster, progress, stop)
         except BaseException:
-            cluster.stop()
+            _stop_at_once(cluster)
             raise
     if not started:
-        cluster.stop()
-        return 1 if not stop.is_set() else 130
+        _stop_at_once(cluster)
+        return 1 if not stop.is_set() else _EXIT_INTERRUPTED
     print(_greeting(config, model, progress.elapsed_s), flush=True)
     return _serve_until(stop, config, cluster)
 
 
 def _wait_ready(config: ServeConfig, cluster: Cluster, progress: Progress, stop: threading.Event) -> bool:
-    """True when /ready says so; False when the start failed or was interrupted."""
-    waited_s = 0.0
+    """True when Serve says that the replica runs; False when the start failed or was interrupted."""
+    started_s = progress.elapsed_s
     while not stop.wait(_POLL_S):
-        waited_s += _POLL_S
-        report = _ready_report(config)
-        if report is not None and report["status"] == "ready":
-            return True
-        progress.say(report["detail"] if report is not None else "starting the engine's process")
         state = cluster.state()
-        if state.failed or waited_s > config.replica.start_timeout_s:
+        if state.running:
+            return True
+        progress.say(_starting_detail(config) or "starting the engine's process")
+        if state.failed or progress.elapsed_s - started_s > config.replica.start_timeout_s:
             log_dir = cluster.log_dir()
             print(f"burrstone: the engine did not start.\n{state.message}", file=sys.stderr)
             if log_dir:
@@ -75,29 +86,41 @@ def _wait_ready(config: ServeConfig, cluster: Cluster, progress: Progress, stop:
     return False
 
 
-def _ready_report(config: ServeConfig) -> dict[str, Any] | None:
-    """What /ready answers, or None while nobody listens."""
-    context = _trusting_context(config)
+def _check_ports(config: ServeConfig) -> None:
+    """Raises ConfigError for a port that is taken, before anything is started."""
+    ports = {"http": config.http.port} | ({"grpc": config.grpc.port} if config.grpc.enabled else {})
+    with contextlib.ExitStack() as held:
+        for wire, port in ports.items():
+            try:
+                held.enter_context(bind(config.http.host, port))
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot listen on {config.http.host}:{port} ({error.strerror}); "
+                    f"choose another port with --{wire}-port"
+                ) from error
+
+
+def _starting_detail(config: ServeConfig) -> str | None:
+    """What /ready says that the replica is doing; None while nobody listens, or only to clients with a certificate."""
+    if config.tls.client_ca is not None:
+        return None
     try:
-        with urllib.request.urlopen(f"{base_url(config)}/ready", timeout=5.0, context=context) as reply:
-            report: dict[str, Any] = json.load(reply)
+        with urllib.request.urlopen(f"{base_url(config)}/ready", timeout=5.0, context=_context(config)) as reply:
+            return str(json.load(reply)["detail"])
     except urllib.error.HTTPError as error:
         with error:
-            report = json.load(error)
+            return str(json.load(error)["detail"])
     except (OSError, ValueError):
         return None
-    return report
 
 
-def _trusting_context(config: ServeConfig) -> ssl.SSLContext | None:
+def _context(config: ServeConfig) -> ssl.SSLContext | None:
     """Our own listener on our own machine: its certificate names the public host, so it is not checked here."""
     if config.tls.cert is None:
         return None
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    if config.tls.client_ca is not None:
-        raise ConfigError("tls.client_ca: `burrstone serve` cannot ask its own /ready without a client certificate")
     return context
 
 
@@ -147,10 +170,24 @@ def _serve_until(stop: threading.Event, config: ServeConfig, cluster: Cluster) -
     print("Draining: running requests may finish; press Ctrl-C again to stop now.", file=sys.stderr, flush=True)
     try:
         finished = cluster.drain()
-    finally:
         cluster.stop()
+    except BaseException:
+        _stop_at_once(cluster)
+        raise
     print("Stopped." if finished else "Stopped; some requests were ended.", file=sys.stderr)
     return 0 if finished else 1
+
+
+def _handle_signals(stop: threading.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _stop_or_quit(stop))
+
+
+def _stop_at_once(cluster: Cluster) -> None:
+    """Take everything down without waiting. Further signals are ignored, or what is left would be left for good."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    cluster.stop(now=True)
 
 
 def _stop_or_quit(stop: threading.Event) -> None:

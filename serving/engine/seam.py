@@ -48,20 +48,26 @@ class EngineSeam:
         self._engine = engine
         self._limits = limits
         self._metrics = metrics
-        self.num_running = 0
+        self._running: dict[str, Call] = {}  # engine request id -> its call
         self._aborts: set[asyncio.Task[None]] = set()  # the loop holds its tasks only weakly
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
+    @property
+    def num_running(self) -> int:
+        """Generations inside the engine or its queue."""
+        return len(self._running)
+
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Generate for the current call. Closing the generator aborts the request in the engine."""
         return self._generate(current_call.get(), prompt, sampling_params, request_id, kwargs)
 
-    def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+    def encode(self, prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Pool for the current call."""
-        kwargs["priority"] = current_call.get().meta.priority
-        pooled: AsyncGenerator[Any, None] = self._engine.encode(*args, **kwargs)
+        meta = current_call.get().meta
+        kwargs["priority"] = meta.priority
+        pooled: AsyncGenerator[Any, None] = self._engine.encode(_of_tenant(prompt, meta), *args, **kwargs)
         return pooled
 
     async def abandon(self, call: Call) -> None:
@@ -69,18 +75,24 @@ class EngineSeam:
         if call.active:
             await self._engine.abort(list(call.active))
 
+    async def end_running(self, failure: ServeError) -> None:
+        """End every generation that is in the engine with this error."""
+        for call in self._running.values():
+            call.failure = call.failure or failure
+        await self._engine.abort(list(self._running))
+
     async def _generate(
         self, call: Call, prompt: Any, sampling_params: Any, request_id: str, kwargs: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
         expiry: asyncio.TimerHandle | None = None
-        self.num_running += 1
+        self._running[request_id] = call
         call.active.add(request_id)
         self._metrics.running.inc()
         try:
             self._admit(call)
             self._apply_metadata(call, sampling_params, kwargs)
             expiry = self._arm_deadline(call, request_id)
-            outputs = self._engine.generate(prompt, sampling_params, request_id, **kwargs)
+            outputs = self._engine.generate(_of_tenant(prompt, call.meta), sampling_params, request_id, **kwargs)
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     self._meter(call, output)
@@ -95,7 +107,7 @@ class EngineSeam:
                 call.failure = _known_failure(error)
             raise
         finally:
-            self.num_running -= 1
+            self._running.pop(request_id, None)
             call.active.discard(request_id)
             self._metrics.running.dec()
             if expiry is not None:
@@ -150,6 +162,11 @@ class EngineSeam:
             call.prompt_tokens += len(output.prompt_token_ids or ())
             call.cached_tokens += output.num_cached_tokens or 0
         call.output_tokens += new_tokens
+
+
+def _of_tenant(prompt: Any, meta: RequestMeta) -> Any:
+    """The engine input with the tenant as its cache salt: tenants share no prefix, so none can time another's prompts."""
+    return {**prompt, "cache_salt": f"tenant:{meta.tenant}"}
 
 
 def _known_failure(error: Exception) -> ServeError | None:
