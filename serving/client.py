@@ -106,7 +106,9 @@ GET_RESPONSE = _Operation(_RESPONSE, responses_pb2.GetResponseRequest, responses
 CANCEL_RESPONSE = _Operation(_RESPONSE, responses_pb2.CancelResponseRequest, responses_pb2.CancelResponseResponse)
 DELETE_RESPONSE = _Operation(_RESPONSE, responses_pb2.DeleteResponseRequest, responses_pb2.DeleteResponseResponse)
 EMBED = _Operation("EmbeddingService", embeddings_pb2.CreateEmbeddingRequest, embeddings_pb2.CreateEmbeddingResponse)
+INPUT_ITEMS = _Operation(_RESPONSE, responses_pb2.ListInputItemsRequest, responses_pb2.ListInputItemsResponse)
 LIST_MODELS = _Operation("ModelService", models_pb2.ListModelsRequest, models_pb2.ListModelsResponse)
+GET_MODEL = _Operation("ModelService", models_pb2.GetModelRequest, models_pb2.GetModelResponse)
 TOKENIZE = _Operation("TokenizeService", tokenize_pb2.TokenizeRequest, tokenize_pb2.TokenizeResponse)
 DETOKENIZE = _Operation("TokenizeService", tokenize_pb2.DetokenizeRequest, tokenize_pb2.DetokenizeResponse)
 INVOKE = _Operation("RawService", raw_pb2.InvokeRequest, raw_pb2.InvokeResponse)
@@ -215,6 +217,10 @@ class Client:
         """DELETE /v1/responses/{id}."""
         return self._once(DELETE_RESPONSE, {"response_id": response_id} | call)
 
+    def list_input_items(self, response_id: str, **call: Any) -> responses_pb2.ListInputItemsResponse:
+        """GET /v1/responses/{id}/input_items."""
+        return self._once(INPUT_ITEMS, {"response_id": response_id} | call)
+
     def embed(self, **fields: Any) -> embeddings_pb2.CreateEmbeddingResponse:
         """POST /v1/embeddings."""
         return self._once(EMBED, fields)
@@ -222,6 +228,10 @@ class Client:
     def list_models(self, **call: Any) -> models_pb2.ListModelsResponse:
         """GET /v1/models."""
         return self._once(LIST_MODELS, call)
+
+    def get_model(self, model: str, **call: Any) -> models_pb2.GetModelResponse:
+        """GET /v1/models/{model}."""
+        return self._once(GET_MODEL, {"model": model} | call)
 
     def tokenize(self, **fields: Any) -> tokenize_pb2.TokenizeResponse:
         """POST /tokenize."""
@@ -317,6 +327,10 @@ class AsyncClient:
         """DELETE /v1/responses/{id}."""
         return await self._once(DELETE_RESPONSE, {"response_id": response_id} | call)
 
+    async def list_input_items(self, response_id: str, **call: Any) -> responses_pb2.ListInputItemsResponse:
+        """GET /v1/responses/{id}/input_items."""
+        return await self._once(INPUT_ITEMS, {"response_id": response_id} | call)
+
     async def embed(self, **fields: Any) -> embeddings_pb2.CreateEmbeddingResponse:
         """POST /v1/embeddings."""
         return await self._once(EMBED, fields)
@@ -324,6 +338,10 @@ class AsyncClient:
     async def list_models(self, **call: Any) -> models_pb2.ListModelsResponse:
         """GET /v1/models."""
         return await self._once(LIST_MODELS, call)
+
+    async def get_model(self, model: str, **call: Any) -> models_pb2.GetModelResponse:
+        """GET /v1/models/{model}."""
+        return await self._once(GET_MODEL, {"model": model} | call)
 
     async def tokenize(self, **fields: Any) -> tokenize_pb2.TokenizeResponse:
         """POST /tokenize."""

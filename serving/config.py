@@ -140,7 +140,7 @@ class ObservabilityConfig(_Section):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Our log level.")
     log_request_text: bool = Field(False, description="Write prompts and answers to the log. Off: never.")
-    metrics_public: bool = Field(True, description="/metrics without a key.")
+    metrics_public: bool = Field(False, description="/metrics without a key, where keys are configured.")
 
 
 class ReplicaConfig(_Section):

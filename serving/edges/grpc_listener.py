@@ -4,39 +4,35 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from burrstone.batching.errors import DeadlineExceeded, InternalError, InvalidRequest, NotFound, ServeError
+from burrstone.batching.errors import DeadlineExceeded, InternalError, InvalidRequest, ServeError
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.api.types import Api
 from burrstone.serving.auth import Authenticator, presented_key
 from burrstone.serving.config import ConfigError, ServeConfig, TlsConfig
-from burrstone.serving.edges.grpc_errors import DETAILS_KEY, status_details, status_message
+from burrstone.serving.edges.grpc_builtin import HEALTH_NAME, add_health, add_reflection
+from burrstone.serving.edges.grpc_errors import REQUEST_ID_KEY, fail
 from burrstone.serving.edges.grpc_rpcs import Rpc, Streaming, rpcs
 from burrstone.serving.edges.ids import request_id_from
 from burrstone.serving.edges.lifecycle import Lifecycle
 from burrstone.serving.edges.proto_convert import check_known
 from burrstone.serving.edges.proto_convert_tables import PACKAGE
 from burrstone.serving.metrics import ApiMetrics
-from burrstone.serving.status import wire_status
 
 log = logging.getLogger("burrstone.grpc")
 Context = Any  # grpc.aio.ServicerContext, whose stubs lack the methods used here
 Answer = Callable[[Rpc, Api, Any, Context, RequestMeta], Awaitable[Message | None]]
 _MAX_SEND_BYTES = 64 * 2**20
-_WATCH_POLL_S = 0.5
 _MIN_PING_INTERVAL_MS = 10_000
 _KEEPALIVE_MS = 60_000
 _KEEPALIVE_TIMEOUT_MS = 20_000
 # The engine ends a request at its deadline; this long after, the call of a client that stopped reading ends too.
 _DEADLINE_GRACE_S = 1.0
-_REQUEST_ID = "x-request-id"
 
 
 class GrpcListener:
@@ -74,10 +70,9 @@ class GrpcListener:
             services.setdefault(f"{PACKAGE}.{rpc.service}", {})[rpc.name] = self._handler(rpc)
         for name, methods in services.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
-        health_pb2_grpc.add_HealthServicer_to_server(_Health(self._lifecycle, set(services)), server)
+        add_health(server, self._lifecycle, list(services))
         if self._config.grpc.reflection:
-            names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+            add_reflection(server, self._authenticator, [*services, HEALTH_NAME])
         self.port = _bind(server, self._config)
         await server.start()
         self._server = server
@@ -95,7 +90,7 @@ class GrpcListener:
         async def serve(request: Message | DecodeError, context: Context) -> Message | None:
             with self._lifecycle.track(), self._observed(rpc, context) as seen:
                 metadata = dict(context.invocation_metadata() or ())
-                request_id = request_id_from(metadata.get("x-request-id"))
+                request_id = request_id_from(metadata.get(REQUEST_ID_KEY))
                 try:
                     timeout_s = self._timeout_s(context)
                     meta = self._meta(metadata, request_id, timeout_s)
@@ -104,14 +99,14 @@ class GrpcListener:
                     async with asyncio.timeout(timeout_s + _DEADLINE_GRACE_S):
                         return await answer(rpc, api, request, context, meta)
                 except Exception as error:  # noqa: BLE001  the edge answers every failure
-                    seen.append(_fail(context, error, request_id))
+                    seen.append(fail(context, _known(error, request_id), request_id))
                     return None
 
         return make(serve, request_deserializer=_deserializer(rpc.request), response_serializer=_serialize)
 
     async def _answer_once(self, rpc: Rpc, api: Api, request: Any, context: Context, meta: RequestMeta) -> Message:
         reply: Message = await rpc.call(api, request, meta)  # type: ignore[operator]
-        await context.send_initial_metadata(((_REQUEST_ID, meta.request_id),))
+        await context.send_initial_metadata(((REQUEST_ID_KEY, meta.request_id),))
         return reply
 
     async def _answer_stream(self, rpc: Rpc, api: Api, request: Any, context: Context, meta: RequestMeta) -> None:
@@ -123,7 +118,7 @@ class GrpcListener:
             first = await anext(events, None)
             if first is None:
                 raise InternalError("The engine ended the stream before it began.")
-            await context.send_initial_metadata(((_REQUEST_ID, meta.request_id),))
+            await context.send_initial_metadata(((REQUEST_ID_KEY, meta.request_id),))
             await write(encode(first))
             async for event in events:
                 await write(encode(event))
@@ -159,35 +154,6 @@ class GrpcListener:
             self._metrics.duration_s.labels("grpc", rpc.name).observe(time.monotonic() - started_s)
 
 
-class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1 from the lifecycle; the empty name is the whole server."""
-
-    def __init__(self, lifecycle: Lifecycle, services: set[str]) -> None:
-        self._lifecycle = lifecycle
-        self._services = services | {""}
-
-    async def Check(self, request: Any, context: Context) -> Any:
-        if request.service not in self._services:
-            _fail(context, NotFound(f"There is no service {request.service[:128]!r}."), "")
-            return None
-        return self._reply()
-
-    async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        if request.service not in self._services:
-            yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-            return
-        last: bool | None = None
-        while True:
-            if self._lifecycle.ready is not last:
-                last = self._lifecycle.ready
-                yield self._reply()
-            await asyncio.sleep(_WATCH_POLL_S)
-
-    def _reply(self) -> Any:
-        statuses = health_pb2.HealthCheckResponse
-        return statuses(status=statuses.SERVING if self._lifecycle.ready else statuses.NOT_SERVING)
-
-
 def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
@@ -204,18 +170,14 @@ def _deserializer(cls: type[Message]) -> Callable[[bytes], Message | DecodeError
     return parse
 
 
-def _fail(context: Context, error: Exception, request_id: str) -> str:
-    """Make the call end with the error's status. Returns its label for the metrics."""
+def _known(error: Exception, request_id: str) -> ServeError:
+    """The error as one of ours; what is not is logged and kept from the caller."""
+    if isinstance(error, ServeError):
+        return error
     if isinstance(error, TimeoutError):
-        error = DeadlineExceeded("The request ran longer than the server allows.")
-    elif not isinstance(error, ServeError):
-        log.error("request %s failed", request_id, exc_info=error)
-        error = InternalError("The server failed to answer this request.")
-    status = wire_status(error)
-    context.set_trailing_metadata(((DETAILS_KEY, status_details(error, request_id)), (_REQUEST_ID, request_id)))
-    context.set_code(status.grpc)
-    context.set_details(status_message(error))
-    return status.label
+        return DeadlineExceeded("The request ran longer than the server allows.")
+    log.error("request %s failed", request_id, exc_info=error)
+    return InternalError("The server failed to answer this request.")
 
 
 def _bind(server: Any, config: ServeConfig) -> int:

@@ -95,6 +95,8 @@ class HttpApi:
             return False
         if scope["method"] not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{path} answers GET only.")
+        if not (path in ("/health", "/ready") or (path == "/metrics" and self._config.observability.metrics_public)):
+            self._authenticate(headers)
         if path == "/health":
             await send_json(reply, {"status": "ok"})
         elif path == "/ready":
@@ -103,8 +105,6 @@ class HttpApi:
         elif path == "/version":
             await send_json(reply, {"version": self._version})
         elif path == "/metrics":
-            if not self._config.observability.metrics_public:
-                self._authenticate(headers)
             await send_plain(reply, "text/plain; version=0.0.4; charset=utf-8", generate_latest(self._registry))
         else:
             await send_plain(reply, *self._documents[path])

@@ -30,7 +30,7 @@ def bounded_protocol(max_header_bytes: int, header_timeout_s: float) -> type[Htt
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._header_timer = self.loop.call_later(header_timeout_s, transport.close)
+            self._start_timer()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
@@ -38,6 +38,7 @@ def bounded_protocol(max_header_bytes: int, header_timeout_s: float) -> type[Htt
 
         def on_message_begin(self) -> None:
             self._header_bytes = 0
+            self._start_timer()  # again, for a later request on the same connection
             super().on_message_begin()
 
         def on_url(self, url: bytes) -> None:
@@ -58,6 +59,10 @@ def bounded_protocol(max_header_bytes: int, header_timeout_s: float) -> type[Htt
             if self._header_bytes > max_header_bytes and not self.transport.is_closing():
                 self.transport.write(_REFUSE_HEADERS % (len(_HEADERS_BODY), _HEADERS_BODY))
                 self.transport.close()
+
+        def _start_timer(self) -> None:
+            self._stop_timer()
+            self._header_timer = self.loop.call_later(header_timeout_s, self.transport.close)
 
         def _stop_timer(self) -> None:
             if self._header_timer is not None:
