@@ -1,14 +1,27 @@
 """Pages made from the code are current, and the README names only commands that exist."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from burrstone.serving.cli.main import build_parser
 from burrstone.serving.docs import pages
+from harness import Server
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str, containing: str) -> str:
+    """The README's code block of this language that contains these words."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    found = [text for text in blocks if containing in text]
+    assert len(found) == 1, f"{len(found)} blocks contain {containing!r}"
+    return str(found[0])
 
 
 @pytest.mark.parametrize("name", sorted(pages()))
@@ -17,13 +30,13 @@ def test_reference_pages_are_fresh(name: str) -> None:
 
 
 def test_readme_links_exist() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
 
 
 def test_make_targets_in_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE))
     assert named and named <= targets
 
 
@@ -33,3 +46,18 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         build_parser().parse_args([command, "--help"])
     assert stopped.value.code == 0
     assert command in capsys.readouterr().out
+
+
+@pytest.mark.engine
+def test_the_curl_command_of_the_readme_answers(engine: Server) -> None:
+    command = block("sh", "curl ").replace("curl ", "curl -sS ").replace("http://127.0.0.1:8000", engine.url)
+    reply = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=120).stdout)
+    assert reply["choices"][0]["message"]["content"]
+
+
+@pytest.mark.engine
+def test_the_openai_sdk_example_of_the_readme_prints_an_answer(engine: Server) -> None:
+    code = block("python", "from openai").replace("http://127.0.0.1:8000", engine.url)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -12,7 +12,7 @@ import yaml
 from small_models import CACHE, gemma, int8_copy, lora_adapter
 
 from burrstone.serving.engine.models import embedded_model
-from harness import MODEL, Server, serving
+from harness import EXACT_FLAGS, MODEL, SMALL_FLAGS, Server, serving
 
 pytestmark = pytest.mark.engine
 PROMPTS = [
@@ -29,7 +29,6 @@ PROMPTS = [
 ]
 # Text that repeats itself, where looking n-grams up in the prompt pays.
 LIST = "red apple, green apple, blue apple, red apple, green apple, blue apple, red apple, green apple,"
-EMBEDDED_FLAGS = ["--limits.default-max-tokens", "64", "--engine.max-model-len", "2048"]
 Serve = Callable[[dict[str, Any], list[str]], AbstractContextManager[Server]]
 
 
@@ -90,23 +89,21 @@ def test_tensor_parallel_gives_the_same_tokens(serve: Serve, tmp_path: Path) -> 
     assert equal >= 0.95 * 32 * len(PROMPTS)
 
 
-def test_speculation_does_not_change_greedy_output(serve: Serve) -> None:
-    prompts = [LIST, *PROMPTS]
-    # float32, as above: verifying several tokens at once sums in another order than one at a time.
-    engine = {"dtype": "float32", "enforce_eager": True}
-    with serve({"engine": engine}, EMBEDDED_FLAGS) as server:
-        plain = [greedy(server, prompt)["text"] for prompt in prompts]
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_speculation_does_not_change_greedy_output(exact_engine: Server, serve: Serve, method: str) -> None:
     # The model as its own draft: nearly every draft token is accepted.
-    for speculative in ({"method": "ngram"}, {"method": "draft_model", "model": str(embedded_model(CACHE))}):
-        config = {"engine": engine | {"speculative": speculative | {"num_tokens": 3}}}
-        with serve(config, EMBEDDED_FLAGS) as server:
-            assert [greedy(server, prompt)["text"] for prompt in prompts] == plain
-            assert metric(server, "vllm:spec_decode_num_accepted_tokens_total") > 0
+    draft = {"model": str(embedded_model(CACHE))} if method == "draft_model" else {}
+    config = {"engine": {"speculative": {"method": method, "num_tokens": 3} | draft}}
+    prompts = [LIST, *PROMPTS]
+    plain = [greedy(exact_engine, prompt)["text"] for prompt in prompts]
+    with serve(config, EXACT_FLAGS) as server:
+        assert [greedy(server, prompt)["text"] for prompt in prompts] == plain
+        assert metric(server, "vllm:spec_decode_num_accepted_tokens_total") > 0
 
 
 def test_int8_checkpoint_answers_as_the_original(engine: Server, serve: Serve, tmp_path: Path) -> None:
     checkpoint = int8_copy(embedded_model(CACHE), tmp_path / "int8")
-    with serve({"model": str(checkpoint)}, EMBEDDED_FLAGS) as server:
+    with serve({"model": str(checkpoint)}, SMALL_FLAGS) as server:
         assert server.get("/v1/models")[1]["data"][0]["id"] == "int8"
         original, quantized = mean_logprob(engine), mean_logprob(server)
     assert original != quantized  # the INT8 layers did run
@@ -131,7 +128,7 @@ def test_lora_modules_and_chunked_prefill(serve: Serve, tmp_path: Path) -> None:
         for seed, name in enumerate(("legal", "medical"))
     ]
     config = {"engine": {"lora": {"modules": modules, "max_rank": 8}, "max_num_batched_tokens": 128, "max_num_seqs": 8}}
-    with serve(config, [*EMBEDDED_FLAGS, "--engine.enforce-eager", "true"]) as server:
+    with serve(config, [*SMALL_FLAGS, "--engine.enforce-eager", "true"]) as server:
         names = {model["id"] for model in server.get("/v1/models")[1]["data"]}
         assert names == {MODEL, "default", "legal", "medical"}
         answers = {name: greedy(server, PROMPTS[0], model=name)["text"] for name in (MODEL, "legal", "medical")}

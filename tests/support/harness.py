@@ -18,6 +18,8 @@ from typing import Any
 START_TIMEOUT_S = 900
 SCRIPT = Path(__file__).parent.parent / "data" / "script.yaml"
 MODEL = "smollm2-135m-instruct"
+SMALL_FLAGS = ["--limits.default-max-tokens", "64", "--engine.max-model-len", "2048"]
+EXACT_FLAGS = [*SMALL_FLAGS, "--engine.dtype", "float32", "--engine.enforce-eager", "true"]
 
 
 @dataclass(frozen=True)
