@@ -50,7 +50,7 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.engine
 def test_the_curl_command_of_the_readme_answers(engine: Server) -> None:
-    command = block("sh", "curl ").replace("curl ", "curl -sS ").replace("http://127.0.0.1:8000", engine.url)
+    command = block("sh", "curl http").replace("curl ", "curl -sS ").replace("http://127.0.0.1:8000", engine.url)
     reply = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=120).stdout)
     assert reply["choices"][0]["message"]["content"]
 

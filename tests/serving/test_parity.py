@@ -88,7 +88,6 @@ RESPONSE_OPTIONS: list[Json] = [
 ]
 BAD_CHAT: list[Json] = [
     {"model": "absent"},
-    {"messages": []},
     {"temperature": 3.0},
     {"n": 1000},
     {"top_logprobs": 3},
@@ -162,7 +161,7 @@ def test_both_wires_answer_the_same(exact_engine: Server, api: str, fields: Json
     with Client(exact_engine.grpc_address) as client:
         if "tools" in body:  # a prompt of over a cache block: both of those compared are to find it cached
             over_http(exact_engine, api, body)
-        assert plain(over_http(exact_engine, api, body)) == plain(over_grpc(client, api, body))
+        assert plain(over_grpc(client, api, body)) == roughly(plain(over_http(exact_engine, api, body)))
 
 
 def over_http(server: Server, api: str, body: Json) -> Any:
@@ -238,6 +237,15 @@ def grow(whole: Json, piece: Json) -> None:
             whole[name] = whole[name] + item
         else:
             whole[name] = item
+
+
+def roughly(value: Any) -> Any:
+    """The same value with every float approximate: a batch of another shape rounds logprobs in their last digits."""
+    if isinstance(value, dict):
+        return {name: roughly(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [roughly(item) for item in value]
+    return pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
 
 
 def plain(value: Any) -> Any:
