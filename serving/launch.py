@@ -50,6 +50,7 @@ class Cluster:
         self._config = config
         self._hardware = hardware
         self.joined = "RAY_ADDRESS" in os.environ
+        self._session_dir: str | None = None
 
     def start(self) -> None:
         """Start Ray if need be and deploy. Returns before the engine is ready; watch /ready and state()."""
@@ -67,13 +68,14 @@ class Cluster:
 
         if not ray.is_initialized():
             local: dict[str, Any] = {} if self.joined else {"object_store_memory": _OBJECT_STORE_BYTES}
-            ray.init(
+            context = ray.init(
                 address=None if self.joined else "local",
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 **local,
             )
+            self._session_dir = None if self.joined else context.address_info["session_dir"]
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         application = build(self._config, engine_environment(self._config, self._hardware), num_gpus=self._num_gpus())
@@ -100,12 +102,8 @@ class Cluster:
         return finished
 
     def log_dir(self) -> str | None:
-        """Where Ray keeps this session's logs, when it runs on this machine."""
-        import ray
-
-        if not ray.is_initialized() or self.joined:
-            return None
-        return os.path.join(ray._private.worker.global_worker.node.get_session_dir_path(), "logs")
+        """Where Ray keeps this session's logs, when it was started here."""
+        return None if self._session_dir is None else os.path.join(self._session_dir, "logs")
 
     def stop(self, *, now: bool = False) -> None:
         """Take down the application, and Ray too when it was started here; `now` waits for nothing. Safe to call twice."""

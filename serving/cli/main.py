@@ -2,13 +2,14 @@
 
 import argparse
 import sys
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 
-from burrstone.bench import cli as bench
 from burrstone.serving.cli import config, doctor, serve
 from burrstone.serving.config import ConfigError
 
 EXIT_CONFIG = 2
+# Rooms that serving knows nothing of add their commands through entry points of this group.
+COMMANDS_GROUP = "burrstone.commands"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,8 +20,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"burrstone {version('burrstone')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (serve, config, doctor, bench):
+    for module in (serve, config, doctor):
         module.add_parser(commands)
+    for entry in sorted(entry_points(group=COMMANDS_GROUP)):
+        entry.load()(commands)
     return parser
 
 
