@@ -21,12 +21,19 @@ _HEADERS_BODY = (
 )
 
 
-def bounded_protocol(max_header_bytes: int, header_timeout_s: float) -> type[HttpToolsProtocol]:
-    """uvicorn's parser with a limit on header bytes and on how long headers may take to arrive."""
+# A connection that was closed has this long to take what was written to it; then it is cut.
+_LINGER_S = 5.0
+
+
+def bounded_protocol(
+    max_header_bytes: int, header_timeout_s: float, answer_timeout_s: float
+) -> type[HttpToolsProtocol]:
+    """uvicorn's parser with limits: on header bytes, on how long headers may take to arrive and answers to be read."""
 
     class BoundedProtocol(HttpToolsProtocol):
         _header_bytes = 0
         _header_timer: asyncio.TimerHandle | None = None
+        _answer_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -34,6 +41,7 @@ def bounded_protocol(max_header_bytes: int, header_timeout_s: float) -> type[Htt
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            self._stop_answer_timer()
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:
@@ -53,12 +61,41 @@ def bounded_protocol(max_header_bytes: int, header_timeout_s: float) -> type[Htt
             self._stop_timer()
             if not self.transport.is_closing():
                 super().on_headers_complete()
+                self._start_answer_timer()
+
+        def on_response_complete(self) -> None:
+            self._stop_answer_timer()
+            if self.pipeline:
+                self._start_answer_timer()
+            elif self.transport.is_closing():
+                self._cut_later()
+            super().on_response_complete()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._cut_later()
 
         def _count(self, num_bytes: int) -> None:
             self._header_bytes += num_bytes
             if self._header_bytes > max_header_bytes and not self.transport.is_closing():
                 self.transport.write(_REFUSE_HEADERS % (len(_HEADERS_BODY), _HEADERS_BODY))
                 self.transport.close()
+                self._cut_later()
+
+        def _cut_later(self) -> None:
+            # Closing waits until everything written is sent, which a peer that never reads puts off for ever.
+            self.loop.call_later(_LINGER_S, self.transport.abort)
+
+        def _start_answer_timer(self) -> None:
+            # The engine ends a request at its deadline, but a peer that never reads holds its answer, and the
+            # connection, for as long as it likes.
+            if self._answer_timer is None:
+                self._answer_timer = self.loop.call_later(answer_timeout_s, self.transport.abort)
+
+        def _stop_answer_timer(self) -> None:
+            if self._answer_timer is not None:
+                self._answer_timer.cancel()
+                self._answer_timer = None
 
         def _start_timer(self) -> None:
             self._stop_timer()
@@ -78,7 +115,11 @@ class HttpListener:
     def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
         settings = uvicorn.Config(
             app,
-            http=bounded_protocol(config.limits.max_header_bytes, config.http.body_timeout_s),
+            http=bounded_protocol(
+                config.limits.max_header_bytes,
+                header_timeout_s=config.http.body_timeout_s,
+                answer_timeout_s=config.http.body_timeout_s + config.limits.request_timeout_s + _LINGER_S,
+            ),
             ws="none",
             lifespan="off",
             loop="none",

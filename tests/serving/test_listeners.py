@@ -1,0 +1,134 @@
+"""Both listeners by themselves, in this process: TLS, health as the lifecycle goes on, and the bound on concurrent calls."""
+
+import asyncio
+import ssl
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from certificates import Authority
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from burrstone.openai.v1 import models_pb2, models_pb2_grpc
+from burrstone.serving.auth import Authenticator
+from burrstone.serving.config import ConfigError, ServeConfig
+from burrstone.serving.edges.grpc_listener import GrpcListener
+from burrstone.serving.edges.http_api import HttpApi
+from burrstone.serving.edges.http_server import HttpListener, bind
+from burrstone.serving.edges.lifecycle import Lifecycle
+from burrstone.serving.metrics import ApiMetrics
+
+Listen = Callable[..., Any]
+statuses = health_pb2.HealthCheckResponse
+
+
+class SlowApi:
+    """Answers `models` when told to; nothing else is asked of it."""
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Queue[None] = asyncio.Queue()
+        self.go = asyncio.Event()
+
+    async def models(self, meta: Any) -> dict[str, Any]:
+        self.arrived.put_nowait(None)
+        await self.go.wait()
+        return {"object": "list", "data": []}
+
+
+@pytest.fixture
+async def listen() -> AsyncIterator[Listen]:
+    """listen(lifecycle, **grpc and tls settings): a gRPC listener's port and an HTTP listener's port."""
+    started: list[GrpcListener | HttpListener] = []
+
+    async def start(lifecycle: Lifecycle, **settings: Any) -> tuple[int, int]:
+        config = ServeConfig.model_validate({"grpc": {"port": 0, **settings.pop("grpc", {})}, **settings})
+        registry, anyone = CollectorRegistry(), Authenticator(())
+        metrics = ApiMetrics(registry)
+        listener = GrpcListener(config, lifecycle, anyone, metrics)
+        await listener.start()
+        started.append(listener)
+        http = HttpListener(HttpApi(config, lifecycle, anyone, metrics, registry, {}, "0"), config)
+        sock = bind("127.0.0.1", 0)
+        http_port: int = sock.getsockname()[1]
+        await http.start(sock)
+        started.append(http)
+        return listener.port, http_port
+
+    yield start
+    for listener in started:
+        await listener.stop()
+
+
+async def test_calls_beyond_the_bound_are_refused(listen: Listen) -> None:
+    lifecycle, api = Lifecycle(), SlowApi()
+    lifecycle.open(api)  # type: ignore[arg-type]
+    port, _ = await listen(lifecycle, grpc={"max_concurrent_rpcs": 2})
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = models_pb2_grpc.ModelServiceStub(channel)
+        held = [asyncio.ensure_future(stub.ListModels(models_pb2.ListModelsRequest())) for _ in range(2)]
+        for _ in held:
+            await api.arrived.get()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ListModels(models_pb2.ListModelsRequest())
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        api.go.set()
+        await asyncio.gather(*held)
+        await stub.ListModels(models_pb2.ListModelsRequest())
+
+
+async def test_health_follows_the_lifecycle(listen: Listen) -> None:
+    lifecycle = Lifecycle()
+    port, _ = await listen(lifecycle)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == statuses.NOT_SERVING
+        lifecycle.open(SlowApi())  # type: ignore[arg-type]
+        assert (await watch.read()).status == statuses.SERVING
+        lifecycle.close()
+        assert (await watch.read()).status == statuses.NOT_SERVING
+        watch.cancel()
+
+
+async def test_calls_are_refused_with_a_hint_unless_ready(listen: Listen) -> None:
+    lifecycle = Lifecycle()
+    port, _ = await listen(lifecycle)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = models_pb2_grpc.ModelServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ListModels(models_pb2.ListModelsRequest())
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "grpc-status-details-bin" in dict(refused.value.trailing_metadata())
+
+
+async def test_tls_without_a_client_ca(listen: Listen, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server = authority.issue("server")
+    tls = {"cert": str(server.certificate), "key": str(server.key)}
+    port, http_port = await listen(Lifecycle(), tls=tls)
+
+    def health(context: ssl.SSLContext | None, scheme: str = "https") -> int:
+        with urllib.request.urlopen(f"{scheme}://127.0.0.1:{http_port}/health", timeout=30, context=context) as reply:
+            return int(reply.status)
+
+    assert await asyncio.to_thread(health, authority.context()) == 200
+    with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+        await asyncio.to_thread(health, ssl.create_default_context())
+    with pytest.raises(OSError):
+        await asyncio.to_thread(health, None, "http")
+    credentials = grpc.ssl_channel_credentials(authority.certificate.read_bytes())
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+        reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+        assert reply.status == statuses.NOT_SERVING
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+
+
+async def test_a_certificate_that_cannot_be_read_is_named(listen: Listen, tmp_path: Path) -> None:
+    tls = {"cert": str(tmp_path / "absent.pem"), "key": str(tmp_path / "absent.key")}
+    with pytest.raises(ConfigError, match=r"tls: cannot read .*absent\.key"):
+        await listen(Lifecycle(), tls=tls)
