@@ -46,11 +46,11 @@ class OpenAIService:
         request = completions.parse(body, self._limits, self._unknown_fields)
         self._check_model(request.model)
         call = self._call(meta, has_limit=request.max_tokens is not None)
-        raw = await _translated(self._backend.completions(completions.to_vllm(request), call))
+        raw = await _translated(self._backend.completions(completions.to_vllm(request), call), "prompt")
         if isinstance(raw, dict):
             self._account(call)
             return completions.fix_response(raw, request)
-        return self._accounted(completions.fix_stream(_translated_stream(raw), request), call)
+        return self._accounted(completions.fix_stream(_translated_stream(raw, "prompt"), request), call)
 
     async def responses(self, body: JsonObject, meta: RequestMeta) -> JsonObject | Stream:
         return await self._responses.create(body, meta)
@@ -156,18 +156,20 @@ class OpenAIService:
             self._account(call)
 
 
-async def _translated(reply: Awaitable[Any]) -> Any:
+async def _translated(reply: Awaitable[Any], prompt_param: str = "messages") -> Any:
     try:
         return await reply
     except VllmError as error:
-        raise from_vllm_error(error.raw) from error
+        raise from_vllm_error(error.raw, prompt_param=prompt_param) from error
 
 
-async def _translated_stream(chunks: AsyncGenerator[JsonObject, None]) -> AsyncGenerator[JsonObject, None]:
+async def _translated_stream(
+    chunks: AsyncGenerator[JsonObject, None], prompt_param: str = "messages"
+) -> AsyncGenerator[JsonObject, None]:
     try:
         async for chunk in chunks:
             yield chunk
     except VllmError as error:
-        raise from_vllm_error(error.raw) from error
+        raise from_vllm_error(error.raw, prompt_param=prompt_param) from error
     finally:
         await chunks.aclose()

@@ -23,21 +23,23 @@ _HEADERS_BODY = (
 
 # A connection that was closed has this long to take what was written to it; then it is cut.
 _LINGER_S = 5.0
+_LAST_WORDS_S = 1.0
 
 
 def bounded_protocol(
-    max_header_bytes: int, header_timeout_s: float, answer_timeout_s: float
+    max_header_bytes: int, arrival_timeout_s: float, answer_timeout_s: float
 ) -> type[HttpToolsProtocol]:
-    """uvicorn's parser with limits: on header bytes, on how long headers may take to arrive and answers to be read."""
+    """uvicorn's parser with limits: on header bytes, on how long headers, and then a body, may take to arrive, and on how
+    long answers may take to be read."""
 
     class BoundedProtocol(HttpToolsProtocol):
         _header_bytes = 0
-        _header_timer: asyncio.TimerHandle | None = None
+        _arrival_timer: asyncio.TimerHandle | None = None
         _answer_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._start_timer()
+            self._start_timer(arrival_timeout_s)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
@@ -46,7 +48,7 @@ def bounded_protocol(
 
         def on_message_begin(self) -> None:
             self._header_bytes = 0
-            self._start_timer()  # again, for a later request on the same connection
+            self._start_timer(arrival_timeout_s)  # again, for a later request on the same connection
             super().on_message_begin()
 
         def on_url(self, url: bytes) -> None:
@@ -58,10 +60,15 @@ def bounded_protocol(
             super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
-            self._stop_timer()
+            # A body that comes too late has been answered by then; one that was refused unread may still be coming.
+            self._start_timer(arrival_timeout_s + _LAST_WORDS_S)
             if not self.transport.is_closing():
                 super().on_headers_complete()
                 self._start_answer_timer()
+
+        def on_message_complete(self) -> None:
+            self._stop_timer()
+            super().on_message_complete()
 
         def on_response_complete(self) -> None:
             self._stop_answer_timer()
@@ -97,14 +104,14 @@ def bounded_protocol(
                 self._answer_timer.cancel()
                 self._answer_timer = None
 
-        def _start_timer(self) -> None:
+        def _start_timer(self, delay_s: float) -> None:
             self._stop_timer()
-            self._header_timer = self.loop.call_later(header_timeout_s, self.transport.close)
+            self._arrival_timer = self.loop.call_later(delay_s, self.transport.close)
 
         def _stop_timer(self) -> None:
-            if self._header_timer is not None:
-                self._header_timer.cancel()
-                self._header_timer = None
+            if self._arrival_timer is not None:
+                self._arrival_timer.cancel()
+                self._arrival_timer = None
 
     return BoundedProtocol
 
@@ -117,7 +124,7 @@ class HttpListener:
             app,
             http=bounded_protocol(
                 config.limits.max_header_bytes,
-                header_timeout_s=config.http.body_timeout_s,
+                arrival_timeout_s=config.http.body_timeout_s,
                 answer_timeout_s=config.http.body_timeout_s + config.limits.request_timeout_s + _LINGER_S,
             ),
             ws="none",
