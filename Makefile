@@ -39,8 +39,8 @@ check: setup-dev ## Format, lint, types, proto lint
 test: setup-dev ## The whole test suite, real engine included
 	$(BIN)/python -m pytest
 
-conformance: setup ## Public conformance suites against a running engine; results in docs/conformance.md
-	$(PYTHON) tests/conformance/run.py
+conformance: setup ## Public conformance suites on both engines, into docs/conformance.md: make conformance [SUITE=name]
+	$(BIN)/python tests/conformance/run.py $(if $(SUITE),--only $(SUITE))
 
 soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory; RESULTS=file keeps the figures as JSON
 	@$(PYTHON) serving/bootstrap.py dev test-models soak
