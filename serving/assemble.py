@@ -1,10 +1,12 @@
 """From a configuration to a warm engine behind the API. Runs inside the replica."""
 
 import asyncio
+import contextlib
+import gc
 import importlib
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +53,25 @@ async def start_engine(
 ) -> Engine:
     """Load, compile, warm up. The event loop stays free, so that /health and /ready answer meanwhile."""
     started_s = time.monotonic()
+    with _without_collections():
+        engine = await _start(config, lifecycle, metrics, registry)
+    log.info("engine ready in %.1f s", time.monotonic() - started_s)
+    return engine
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """No garbage collection while a start fills the heap (a fifth of the import's time), and none of that heap later."""
+    gc.disable()
+    try:
+        yield
+        gc.collect()
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics, registry: CollectorRegistry) -> Engine:
     lifecycle.detail = "importing vLLM"
     if _on_cpu(config) and config.engine.kind == "vllm":
         forkserver.start()
@@ -78,7 +99,6 @@ async def start_engine(
     except BaseException:
         await asyncio.to_thread(llm.shutdown)
         raise
-    log.info("engine ready in %.1f s", time.monotonic() - started_s)
     return Engine(api, seam)
 
 
@@ -90,8 +110,9 @@ def _kv_cache_bytes(config: ServeConfig, model_config: dict[str, Any]) -> int | 
     """Sized here on the CPU, where vLLM would claim nearly all memory; left to vLLM's profiling run elsewhere."""
     if not _on_cpu(config):
         return None if config.engine.kv_cache_gib is None else int(config.engine.kv_cache_gib * 2**30)
-    check_cpu(config)
-    return kv_cache_bytes(config, detect(), model_config)
+    hardware = detect()
+    check_cpu(config, hardware)
+    return kv_cache_bytes(config, hardware, model_config)
 
 
 async def _start_llm(config: ServeConfig, engine_args: Any) -> Any:

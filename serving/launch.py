@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from burrstone.serving.config import ConfigError, ServeConfig
-from burrstone.serving.engine.cpu import cpu_environment
+from burrstone.serving.engine.cpu import check_cpu, cpu_environment
 from burrstone.serving.hardware import Hardware
 
 APP_NAME = "burrstone"
@@ -49,6 +49,7 @@ class Cluster:
     def __init__(self, config: ServeConfig, hardware: Hardware) -> None:
         self._config = config
         self._hardware = hardware
+        self._environment = engine_environment(config, hardware)
         self.joined = "RAY_ADDRESS" in os.environ
         self._session_dir: str | None = None
 
@@ -78,7 +79,7 @@ class Cluster:
             self._session_dir = None if self.joined else context.address_info["session_dir"]
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-        application = build(self._config, engine_environment(self._config, self._hardware), num_gpus=self._num_gpus())
+        application = build(self._config, self._environment, num_gpus=self._num_gpus())
         serve.run_many(
             [serve.RunTarget(application, name=APP_NAME, route_prefix=None)], wait_for_applications_running=False
         )
@@ -124,9 +125,10 @@ class Cluster:
 
 
 def engine_environment(config: ServeConfig, hardware: Hardware) -> Mapping[str, str]:
-    """What the replica's process and its children must find in their environment."""
+    """What the replica's process and its children must find in their environment. Raises ConfigError for what cannot work."""
     profile = hardware.profile if config.profile == "auto" else config.profile
     if profile == "cpu":
+        check_cpu(config, hardware)
         return cpu_environment(config, hardware)
     if profile == "cuda":
         return {}

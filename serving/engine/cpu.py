@@ -60,13 +60,7 @@ def omp_binding(cores: tuple[int, ...], num_workers: int) -> str:
 def kv_cache_bytes(config: ServeConfig, hardware: Hardware, model_config: Mapping[str, Any]) -> int:
     """Bytes of KV cache: as configured, else room for four full contexts within a fifth of the free memory."""
     if config.engine.kv_cache_gib is not None:
-        wanted = int(config.engine.kv_cache_gib * 2**30)
-        if wanted > hardware.memory_bytes:
-            raise ConfigError(
-                f"engine.kv_cache_gib asks for {config.engine.kv_cache_gib:g} GiB but "
-                f"{hardware.memory_bytes / 2**30:.1f} GiB are free; lower it"
-            )
-        return wanted
+        return int(config.engine.kv_cache_gib * 2**30)
     context = config.engine.max_model_len or model_config.get("max_position_embeddings", _KV_DEFAULT_CONTEXT)
     wanted = _KV_CONTEXTS * int(context) * kv_bytes_per_token(model_config)
     return max(_KV_MIN_BYTES, min(wanted, int(hardware.memory_bytes * _KV_SHARE)))
@@ -80,8 +74,13 @@ def kv_bytes_per_token(model_config: Mapping[str, Any]) -> int:
     return 2 * 2 * int(model_config.get("num_hidden_layers", 32)) * kv_heads * int(head_dim)
 
 
-def check_cpu(config: ServeConfig) -> None:
-    """Refuse what vLLM accepts on the CPU and then gets wrong."""
+def check_cpu(config: ServeConfig, hardware: Hardware) -> None:
+    """Refuse what this machine cannot hold, and what vLLM accepts on the CPU and then gets wrong."""
+    gib = config.engine.kv_cache_gib
+    if gib is not None and gib * 2**30 > hardware.memory_bytes:
+        raise ConfigError(
+            f"engine.kv_cache_gib asks for {gib:g} GiB but {hardware.memory_bytes / 2**30:.1f} GiB are free; lower it"
+        )
     if config.engine.kv_cache_dtype.startswith(("int8", "int4")):
         raise ConfigError(
             f"engine.kv_cache_dtype {config.engine.kv_cache_dtype!r} crashes or gives wrong answers on the CPU; "

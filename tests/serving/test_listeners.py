@@ -63,12 +63,17 @@ async def listen() -> AsyncIterator[Listen]:
         await listener.stop()
 
 
+def model_stub(channel: grpc.aio.Channel) -> Any:
+    make: Callable[..., Any] = models_pb2_grpc.ModelServiceStub
+    return make(channel)
+
+
 async def test_calls_beyond_the_bound_are_refused(listen: Listen) -> None:
     lifecycle, api = Lifecycle(), SlowApi()
     lifecycle.open(api)  # type: ignore[arg-type]
     port, _ = await listen(lifecycle, grpc={"max_concurrent_rpcs": 2})
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub: Any = models_pb2_grpc.ModelServiceStub(channel)
+        stub = model_stub(channel)
         held = [asyncio.ensure_future(stub.ListModels(models_pb2.ListModelsRequest())) for _ in range(2)]
         for _ in held:
             await api.arrived.get()
@@ -97,7 +102,7 @@ async def test_calls_are_refused_with_a_hint_unless_ready(listen: Listen) -> Non
     lifecycle = Lifecycle()
     port, _ = await listen(lifecycle)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub: Any = models_pb2_grpc.ModelServiceStub(channel)
+        stub = model_stub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.ListModels(models_pb2.ListModelsRequest())
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -89,7 +89,7 @@ def chat(text: str = "Hi", **fields: Any) -> Json:
 def test_every_route_but_health_asks_for_a_key(guarded: Family, headers: dict[str, str]) -> None:
     plain = [("GET", path) for path in ("/metrics", "/version", "/docs", "/openapi.json")]
     for method, path in [*sorted(PATHS), *plain]:
-        body = {} if method == "POST" else None
+        body: Json | None = {} if method == "POST" else None
         path = path.replace("{id}", "resp_1").replace("{path}", MODEL)
         status, reply = guarded.request(method, path, body, headers)
         assert status == 401, (method, path)
