@@ -7,7 +7,7 @@ import msgspec
 
 from burrstone.batching.errors import ServeError, Unsupported
 from burrstone.serving.engine import vllm_compat as vllm
-from burrstone.serving.engine.seam import Call, EngineSeam, current_call
+from burrstone.serving.engine.seam import Call, EngineSeam, current_call, known_failure
 
 JsonObject = dict[str, Any]
 _DATA_PREFIX = "data: "
@@ -128,7 +128,8 @@ async def _or_vllm_error(reply: Awaitable[Any]) -> Any:
     except ServeError:
         raise
     except Exception as error:
-        failure = current_call.get().failure
+        # vLLM's objects look at the engine before they come to the seam, which then knows of no failure.
+        failure = current_call.get().failure or known_failure(error)
         if failure is not None:
             raise failure from error
         raise VllmError(vllm.create_error_response(error).model_dump()) from error

@@ -104,7 +104,7 @@ class EngineSeam:
             raise
         except Exception as error:
             if call.failure is None:
-                call.failure = _known_failure(error)
+                call.failure = known_failure(error)
             raise
         finally:
             self._running.pop(request_id, None)
@@ -169,7 +169,7 @@ def _of_tenant(prompt: Any, meta: RequestMeta) -> Any:
     return {**prompt, "cache_salt": f"tenant:{meta.tenant}"}
 
 
-def _known_failure(error: Exception) -> ServeError | None:
+def known_failure(error: Exception) -> ServeError | None:
     """What we can say better than vLLM's own error frame, which the API layer translates otherwise."""
     if isinstance(error, ServeError):
         return error

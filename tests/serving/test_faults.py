@@ -9,7 +9,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,45 +39,57 @@ def chat(text: str, **fields: Any) -> Json:
 
 
 class Asking(threading.Thread):
-    """One request on a thread of its own. `outcome`: how it ended, as its client sees it."""
+    """One request on a thread of its own. `outcome`: how it ended, as its client sees it; `begun`: the answer has."""
 
-    def __init__(self, ask: Callable[[], str]) -> None:
+    def __init__(self, ask: Callable[[threading.Event], str]) -> None:
         super().__init__(daemon=True)
         self._ask = ask
+        self.begun = threading.Event()
         self.outcome = "still waiting"
         self.start()
 
     def run(self) -> None:
-        self.outcome = self._ask()
+        self.outcome = self._ask(self.begun)
 
     def result(self, timeout_s: float = 60.0) -> str:
         self.join(timeout_s)
         return self.outcome
 
 
-def over_http(server: Family, body: Json, headers: dict[str, str] | None = None) -> str:
+def over_http(
+    server: Family, body: Json, headers: dict[str, str] | None = None, begun: threading.Event | None = None
+) -> str:
     """`done`, the error's code, or `cut` when the connection broke. A stream's error is its last event's."""
     url, given = f"{server.url}/v1/chat/completions", {"Content-Type": "application/json"} | (headers or {})
     request = urllib.request.Request(url, json.dumps(body).encode(), given)
     try:
         with urllib.request.urlopen(request, timeout=120) as reply:
-            lines = reply.read().decode().strip().splitlines()
+            lines = [line.decode().strip() for line in noted(reply, begun)]
     except urllib.error.HTTPError as error:
         with error:
             return f"{error.code} {json.load(error)['error']['code']} retry-after {error.headers['retry-after']}"
     except (OSError, http.client.HTTPException):
         return "cut"
-    if not body.get("stream") or lines[-1] == "data: [DONE]":
+    events = [line for line in lines if line]
+    if not body.get("stream") or events[-1] == "data: [DONE]":
         return "done"
-    last = json.loads(lines[-1].removeprefix("data: "))
+    last = json.loads(events[-1].removeprefix("data: "))
     return str(last["error"]["code"]) if "error" in last else "cut"
 
 
-def over_grpc(server: Family, body: Json, api_key: str | None = None) -> str:
+def noted(answer: Iterable[Any], begun: threading.Event | None) -> Iterator[Any]:
+    """The same, telling when the first part comes."""
+    for part in answer:
+        if begun is not None:
+            begun.set()
+        yield part
+
+
+def over_grpc(server: Family, body: Json, api_key: str | None = None, begun: threading.Event | None = None) -> str:
     """`done` or the status."""
     with Client(server.grpc_address, api_key=api_key) as client:
         try:
-            for _ in client.stream_chat(**body, timeout_s=120.0):
+            for _ in noted(client.stream_chat(**body, timeout_s=120.0), begun):
                 pass
         except ApiError as error:
             return error.status.name
@@ -87,10 +99,17 @@ def over_grpc(server: Family, body: Json, api_key: str | None = None) -> str:
 def ask_all(server: Family, text: str) -> dict[str, Asking]:
     """The same request streamed over both wires, and unary."""
     return {
-        "stream": Asking(lambda: over_http(server, chat(text, stream=True))),
-        "unary": Asking(lambda: over_http(server, chat(text))),
-        "grpc": Asking(lambda: over_grpc(server, chat(text))),
+        "stream": Asking(lambda begun: over_http(server, chat(text, stream=True), begun=begun)),
+        "unary": Asking(lambda _: over_http(server, chat(text))),
+        "grpc": Asking(lambda begun: over_grpc(server, chat(text), begun=begun)),
     }
+
+
+def wait_streaming(server: Family, asking: Iterable[Asking], headers: dict[str, str] | None = None) -> None:
+    """Until every request is in the engine and every stream has begun."""
+    asking = list(asking)
+    wait_until(lambda: generations_running(server, headers) == len(asking))
+    wait_until(lambda: sum(not one.begun.is_set() for one in asking) <= 1)
 
 
 # The real engine: one server that survives three deaths in turn.
@@ -137,12 +156,12 @@ def test_a_killed_process_is_replaced(real: Family, victim: str) -> None:
     [replica] = real.find("ray::ServeReplica")
     old = [replica, *(child.pid for child in psutil.Process(replica).children(recursive=True))]
     endless = chat("Count to a thousand.", max_tokens=1900, ignore_eos=True, stream=True)
-    asking = [Asking(lambda: over_http(real, endless, bearer(ALICE))) for _ in range(3)]
+    asking = [Asking(lambda begun: over_http(real, endless, bearer(ALICE), begun)) for _ in range(3)]
     unary = endless | {"stream": False}
-    asking.append(Asking(lambda: over_http(real, unary, bearer(BOB))))
+    asking.append(Asking(lambda _: over_http(real, unary, bearer(BOB))))
     over_wire = chat("Count to a thousand.", max_tokens=1900, ignore_eos=True)
-    asking += [Asking(lambda: over_grpc(real, over_wire, BOB)) for _ in range(2)]
-    wait_until(lambda: generations_running(real, bearer(ALICE)) == len(asking))
+    asking += [Asking(lambda begun: over_grpc(real, over_wire, BOB, begun)) for _ in range(2)]
+    wait_streaming(real, asking, bearer(ALICE))
     [killed] = [pid for pid in old if victim in title(pid)]
     os.kill(killed, signal.SIGKILL)
     outcomes = [one.result() for one in asking]
@@ -178,7 +197,7 @@ def test_sigterm_lets_running_streams_finish(tmp_path: Path, scripted_flags: lis
         wait_served(server)
         assert_port_is_taken(server)
         asking = ask_all(server, "take your time")
-        wait_until(lambda: generations_running(server) == len(asking))
+        wait_streaming(server, asking.values())
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not server.ready())
         assert over_http(server, chat("more")) == "503 overloaded retry-after 5"
@@ -217,7 +236,7 @@ def test_engine_death_and_then_a_grace_period_that_ends(tmp_path: Path, scripted
         assert over_http(server, chat("Hi")) == "done"
 
         asking = ask_all(server, "never finish")
-        wait_until(lambda: generations_running(server) == len(asking))
+        wait_streaming(server, asking.values())
         server.interrupt()
         assert {name: one.result() for name, one in asking.items()} == {
             "stream": "overloaded",
@@ -233,7 +252,7 @@ def test_second_ctrl_c_stops_at_once(tmp_path: Path, scripted_flags: list[str]) 
     with launched(tmp_path / "log", *scripted_flags, "--replica.drain-grace-s", "600") as server:
         wait_served(server)
         asking = ask_all(server, "never finish")
-        wait_until(lambda: generations_running(server) == len(asking))
+        wait_streaming(server, asking.values())
         server.interrupt()
         wait_until(lambda: "press Ctrl-C again" in server.output())
         server.interrupt()
