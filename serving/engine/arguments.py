@@ -3,13 +3,11 @@
 import argparse
 import dataclasses
 import difflib
-import json
-from pathlib import Path
 from typing import Any
 
 from burrstone.serving.config import ConfigError, EngineConfig, ServeConfig
 from burrstone.serving.engine import vllm_compat as vllm
-from burrstone.serving.engine.models import ResolvedModel, default_tool_parser
+from burrstone.serving.engine.models import ResolvedModel, default_tool_parser, model_config
 
 # Fields that would open what this server keeps closed, with the reason to give.
 _CLOSED = {
@@ -96,12 +94,3 @@ def _extra_arguments(engine: EngineConfig) -> dict[str, Any]:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"engine.vllm_args.{key}: vLLM has no such engine argument{hint}")
     return engine.vllm_args
-
-
-def model_config(path: str) -> dict[str, Any]:
-    """config.json of a local model; only the name of one that vLLM fetches itself."""
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        return {"_name_or_path": path}
-    loaded: dict[str, Any] = json.loads(file.read_text())
-    return loaded

@@ -44,7 +44,7 @@ class ResolvedModel:
 
 
 def resolve_model(name: str, cache_dir: Path, say: Callable[[str], None] = lambda _: None) -> ResolvedModel:
-    """The embedded model, a local folder or a hub id. Raises ConfigError for a folder that holds no model."""
+    """The embedded model, a local folder or a hub id. Raises ConfigError for one that holds no model we may serve."""
     if name == EMBEDDED_MODEL:
         return ResolvedModel(str(embedded_model(cache_dir, say)), (EMBEDDED_MODEL, "default"))
     folder = Path(name).expanduser()
@@ -55,7 +55,20 @@ def resolve_model(name: str, cache_dir: Path, say: Callable[[str], None] = lambd
         raise ConfigError(
             f"model {name!r} is neither a folder, nor a hub id (owner/name), nor the embedded model {EMBEDDED_MODEL!r}"
         )
+    _refuse_code(model_config(name), name)
     return ResolvedModel(name, (name, "default"))
+
+
+def model_config(path: str) -> dict[str, Any]:
+    """config.json of a folder, or of a hub repository (from the local hub cache when offline). Raises ConfigError."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        file = _fetch_config(path)
+    try:
+        loaded: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid JSON: {error}") from error
+    return loaded
 
 
 def embedded_model(cache_dir: Path, say: Callable[[str], None] = lambda _: None) -> Path:
@@ -116,15 +129,29 @@ def _locked(path: Path) -> Any:
         yield
 
 
-def _check_folder(folder: Path) -> None:
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ConfigError(f"model folder {folder} has no config.json; give a Hugging Face model folder")
+def _fetch_config(hub_id: str) -> Path:
+    # Imported here: a folder needs none of it.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
     try:
-        loaded = json.loads(config.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{config} is not valid JSON: {error}") from error
-    if "auto_map" in loaded:
-        raise ConfigError(f"{config} has `auto_map`, code of its own to run; trust_remote_code is off for good")
+        return Path(hf_hub_download(hub_id, "config.json"))
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model {hub_id!r}: its config.json cannot be had from the hub ({reason}); "
+            "check the name and the network, and set HF_TOKEN for a gated model"
+        ) from error
+
+
+def _refuse_code(config: dict[str, Any], where: str) -> None:
+    if "auto_map" in config:
+        raise ConfigError(f"{where} has `auto_map`, code of its own to run; trust_remote_code is off for good")
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model folder {folder} has no config.json; give a Hugging Face model folder")
+    _refuse_code(model_config(str(folder)), str(folder / "config.json"))
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ConfigError(f"model folder {folder} has no *.safetensors weights")
