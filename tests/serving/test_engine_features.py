@@ -29,17 +29,21 @@ PROMPTS = [
 ]
 # Text that repeats itself, where looking n-grams up in the prompt pays.
 LIST = "red apple, green apple, blue apple, red apple, green apple, blue apple, red apple, green apple,"
-Serve = Callable[[dict[str, Any], list[str]], AbstractContextManager[Server]]
+TOOL = {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of a repository in a made-up hub cache
+Serve = Callable[..., AbstractContextManager[Server]]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """serve(configuration, flags): a context manager for a server of the test's own."""
+    """serve(configuration, flags, environ): a context manager for a server of the test's own."""
 
-    def start(config: dict[str, Any], flags: list[str]) -> AbstractContextManager[Server]:
+    def start(
+        config: dict[str, Any], flags: list[str], environ: dict[str, str] | None = None
+    ) -> AbstractContextManager[Server]:
         file = tmp_path / f"config-{len(list(tmp_path.iterdir()))}.yaml"
         file.write_text(yaml.safe_dump(config))
-        return serving(tmp_path / f"{file.stem}.log", "--config", str(file), *flags)
+        return serving(tmp_path / f"{file.stem}.log", "--config", str(file), *flags, environ=environ)
 
     return start
 
@@ -101,13 +105,20 @@ def test_speculation_does_not_change_greedy_output(exact_engine: Server, serve: 
         assert metric(server, "vllm:spec_decode_num_accepted_tokens_total") > 0
 
 
-def test_int8_checkpoint_answers_as_the_original(engine: Server, serve: Serve, tmp_path: Path) -> None:
-    checkpoint = int8_copy(embedded_model(CACHE), tmp_path / "int8")
-    with serve({"model": str(checkpoint)}, SMALL_FLAGS) as server:
-        assert server.get("/v1/models")[1]["data"][0]["id"] == "int8"
+def test_int8_checkpoint_of_a_hub_id_answers_as_the_original(engine: Server, serve: Serve, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--acme--int8"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    int8_copy(embedded_model(CACHE), repository / "snapshots" / COMMIT)
+    environ = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    with serve({"model": "acme/int8", "engine": {"enforce_eager": True}}, SMALL_FLAGS, environ) as server:
+        assert [model["id"] for model in server.get("/v1/models")[1]["data"]] == ["acme/int8", "default"]
         original, quantized = mean_logprob(engine), mean_logprob(server)
+        body = {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "tools": [TOOL], "max_tokens": 32}
+        status, called = server.post("/v1/chat/completions", body | {"tool_choice": "required"})
     assert original != quantized  # the INT8 layers did run
     assert abs(original - quantized) < 0.05 * abs(original)
+    assert (status, called["choices"][0]["message"]["tool_calls"][0]["function"]["name"]) == (200, "stop")
 
 
 def mean_logprob(server: Server) -> float:
