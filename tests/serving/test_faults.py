@@ -119,7 +119,8 @@ def wait_streaming(server: Family, asking: Iterable[Asking], headers: dict[str, 
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
     folder = tmp_path_factory.mktemp("real")
     keys = {"BURRSTONE_API_KEYS": f"alice:{ALICE},bob:{BOB}"}
-    flags = [*SMALL_FLAGS, "--replica.health-check-period-s", "0.5"]
+    # Without compilation it starts, and starts again, sooner.
+    flags = [*SMALL_FLAGS, "--replica.health-check-period-s", "0.5", "--engine.enforce-eager", "true"]
     with launched(folder / "log", *flags, environ=keys) as server:
         wait_served(server)
         yield server
