@@ -88,6 +88,8 @@ def _file_lines(path: Path) -> list[tuple[int, str]]:
         text = path.expanduser().read_text()
     except OSError as error:
         raise ConfigError(f"auth.keys_file: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"auth.keys_file: {path} is not a text file") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     kept = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if not kept:
@@ -99,10 +101,14 @@ def _parse_key(where: str, text: str) -> ApiKey:
     """`name:<64 hex digits>` (a digest), `name:key`, or a bare key."""
     name, separator, rest = text.partition(":")
     secret = rest if separator else text
+    if separator and not name:
+        raise ConfigError(f"{where}: the name before the colon is empty; write `name:key` or the bare key")
     if len(secret) == 64 and all(c in "0123456789abcdefABCDEF" for c in secret):
         digest = bytes.fromhex(secret)
     elif len(secret) < _MIN_KEY_CHARS:
         raise ConfigError(f"{where}: an API key needs at least {_MIN_KEY_CHARS} characters")
+    elif not (secret.isascii() and secret.isprintable()):
+        raise ConfigError(f"{where}: an API key is printable ASCII, as headers carry nothing else unchanged")
     else:
         digest = hashlib.sha256(secret.encode()).digest()
     return ApiKey(tenant=name if separator else f"key-{digest.hex()[:8]}", digest=digest)

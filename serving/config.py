@@ -1,9 +1,9 @@
 """The whole configuration: frozen, typed, parsed once. Unknown keys are refused by burrstone.serving.config_load."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Profile = Literal["auto", "cpu", "cuda", "neuron-inf2", "neuron-trn1", "neuron-trn2"]
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -14,7 +14,7 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class SpeculativeConfig(_Section):
@@ -70,7 +70,7 @@ class EngineConfig(_Section):
     reasoning_parser: str | None = Field(None, description="vLLM reasoning parser.")
     chat_template: Path | None = Field(None, description="Jinja chat template in place of the model's own.")
     seed: int = Field(0, description="Seed of the engine.")
-    vllm_args: dict[str, Any] = Field({}, description="Any other AsyncEngineArgs field, by its vLLM name.")
+    vllm_args: dict[str, JsonValue] = Field({}, description="Any other AsyncEngineArgs field, by its vLLM name.")
 
 
 class LimitsConfig(_Section):

@@ -75,7 +75,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(file.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {file}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if loaded is None:
         return {}
@@ -92,6 +92,17 @@ def _check_keys(values: Mapping[Any, Any], section: type[BaseModel], where: str,
         inner = section_type(field)
         if inner is not None and isinstance(value, dict):
             _check_keys(value, inner, where, f"{prefix}{key}.")
+        item = _item_type(field)
+        if item is not None and isinstance(value, list):
+            for number, entry in enumerate(value):
+                if isinstance(entry, dict):
+                    _check_keys(entry, item, where, f"{prefix}{key}[{number}].")
+
+
+def _item_type(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that each entry of a list is, or None."""
+    arguments = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is tuple else ()
+    return next((part for part in arguments if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
 def _check_path(dotted: str) -> None:

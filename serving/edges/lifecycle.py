@@ -35,8 +35,10 @@ class Lifecycle:
         return self.phase == "ready"
 
     def open(self, api: Api) -> None:
+        """Take requests from now on, unless a drain or a failure came first."""
         self._api = api
-        self.phase, self.detail = "ready", "serving"
+        if self.phase == "starting":
+            self.phase, self.detail = "ready", "serving"
 
     def close(self) -> None:
         self.phase, self.detail = "draining", "finishing running requests"
