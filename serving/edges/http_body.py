@@ -11,7 +11,8 @@ from burrstone.batching.errors import BodyTooLarge, ClientGone, DeadlineExceeded
 from burrstone.serving.config import HttpConfig, LimitsConfig
 
 _decoder = msgspec.json.Decoder()
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive and unrolled: the plain form takes a second for a prompt of four megabytes, on the event loop.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 
 
