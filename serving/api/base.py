@@ -206,8 +206,8 @@ def _public(message: str) -> str:
 
 
 def _context_message(message: str) -> str:
-    """Clients recognise an overflow by OpenAI's phrase, so it always begins with that."""
-    if message.startswith("This model's maximum context length is"):
-        return message
+    """Clients recognise an overflow by OpenAI's phrase at the beginning, or by the code where they see only the text."""
     limit = _LIMIT.search(message)
-    return f"This model's maximum context length is {limit[1]} tokens. {message}" if limit else message
+    if limit and not message.startswith("This model's maximum context length is"):
+        message = f"This model's maximum context length is {limit[1]} tokens. {message}"
+    return f"{message} (context_length_exceeded)"

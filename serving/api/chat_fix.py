@@ -41,7 +41,7 @@ def fix_response(raw: JsonObject, request: CreateChatCompletion, *, keep_stop_re
         "id": raw["id"],
         "object": "chat.completion",
         "created": raw["created"],
-        "model": raw["model"],
+        "model": request.model,
         "choices": choices,
         "usage": fix_usage(raw["usage"], copies),
         "service_tier": "default",
@@ -154,7 +154,7 @@ class _StreamState:
             "id": chunk["id"],
             "object": "chat.completion.chunk",
             "created": chunk["created"],
-            "model": chunk["model"],
+            "model": self._request.model,
             "choices": choices,
             "service_tier": "default",
         }

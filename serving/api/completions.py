@@ -98,7 +98,7 @@ def fix_response(raw: JsonObject, request: CreateCompletion) -> JsonObject:
         "id": raw["id"],
         "object": "text_completion",
         "created": raw["created"],
-        "model": raw["model"],
+        "model": request.model,
         "choices": _repeat(choices, copies),
         "usage": fix_usage(raw["usage"], copies),
     }
@@ -118,7 +118,7 @@ async def fix_stream(chunks: AsyncGenerator[JsonObject, None], request: CreateCo
                 "id": chunk["id"],
                 "object": "text_completion",
                 "created": chunk["created"],
-                "model": chunk["model"],
+                "model": request.model,
                 "choices": _repeat([_choice(choice, request) for choice in chunk["choices"]], copies),
             }
             if usage_wanted:

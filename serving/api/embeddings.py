@@ -35,7 +35,7 @@ def fix_response(raw: JsonObject, request: CreateEmbedding) -> JsonObject:
     usage = raw["usage"]
     return {
         "object": "list",
-        "model": raw["model"],
+        "model": request.model,
         "data": [
             {"object": "embedding", "index": item["index"], "embedding": item["embedding"]} for item in raw["data"]
         ],

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from burrstone.batching.errors import ServeError
+from burrstone.batching.errors import ContextLengthExceeded, ServeError
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.api.base import UnknownFields, parse_model, reject
 from burrstone.serving.api.messages_schema import AnthropicTool, CountTokens, CreateMessage, OutputConfig
@@ -81,7 +81,9 @@ def error_body(error: ServeError, request_id: str) -> JsonObject:
     """Anthropic's error envelope."""
     status = wire_status(error).http
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    # Clients of Anthropic's API recognise an overflow by these words.
+    message = f"prompt is too long: {error.message}" if isinstance(error, ContextLengthExceeded) else error.message
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 
 def to_chat(request: CreateMessage, limits: LimitsConfig) -> JsonObject:

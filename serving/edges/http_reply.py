@@ -91,6 +91,9 @@ async def send_error(reply: Reply, error: ServeError) -> str:
     if error.retry_after_s is not None:
         seconds = min(_MAX_RETRY_AFTER_S, max(1, math.ceil(error.retry_after_s)))
         headers += [(b"retry-after", b"%d" % seconds)]
+    if status.http == 501:
+        # SDKs send a 5xx again; what the served model cannot do, it cannot do the second time either.
+        headers += [(b"x-should-retry", b"false")]
     if status.http == 401:
         headers += [(b"www-authenticate", b"Bearer")]
     data = encode(body)

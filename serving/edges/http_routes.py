@@ -10,6 +10,7 @@ from burrstone.batching.request import RequestMeta
 from burrstone.serving.api.types import Api, JsonObject, Stream
 
 Result = JsonObject | Stream
+_SEQUENCE_NUMBER = re.compile(r"[0-9]{1,18}")
 Run = Callable[[Api, JsonObject, RequestMeta, str, bytes], Awaitable[Result]]
 
 
@@ -46,7 +47,7 @@ async def _retrieve(api: Api, _body: JsonObject, meta: RequestMeta, response_id:
     options = parse_qs(query.decode("latin-1"))
     stream = options.get("stream", ["false"])[-1].lower() == "true"
     after = options.get("starting_after", [None])[-1]
-    if after is not None and not after.isdecimal():
+    if after is not None and not _SEQUENCE_NUMBER.fullmatch(after):
         raise InvalidRequest("starting_after must be a sequence number.", param="starting_after", code="invalid_type")
     return await api.retrieve_response(
         response_id, meta, stream=stream, starting_after=None if after is None else int(after)
@@ -73,6 +74,8 @@ _ROUTES: list[tuple[str, str, Operation]] = [
     ("POST", "/tokenize", _body("tokenize", lambda api: api.tokenize)),
     ("POST", "/detokenize", _body("detokenize", lambda api: api.detokenize)),
 ]
+# OpenAI's own routes where an id would stand. They are not offered, so clients must see 404 and not 405.
+_NOT_IDS = "compact|input_tokens"
 PATHS: frozenset[tuple[str, str]] = frozenset((method, path) for method, path, _ in _ROUTES)
 
 
@@ -87,7 +90,7 @@ class RouteTable:
             if "{" not in path:
                 self._exact.setdefault(path, {})[method] = operation
                 continue
-            source = path.replace("{id}", "([^/]+)").replace("{path}", "(.+)")
+            source = path.replace("{id}", rf"((?!(?:{_NOT_IDS})\Z)[^/]+)").replace("{path}", "(.+)")
             pattern = by_source.setdefault(source, re.compile(source))
             self._patterns.setdefault(pattern, {})[method] = operation
 
