@@ -16,7 +16,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
 
-from harness import SCRIPT, serving
+from harness import serving
 from suite_checks import ALIASES, RUNNERS, Check
 from suite_envs import SuiteUnavailable, prepared
 from suite_report import ENGINES, SuiteRun, merge, reason_for, unexplained, write_page
@@ -65,7 +65,7 @@ def server(engine: str, url: str | None) -> Iterator[str]:
     flags = ["--served-names", json.dumps(list(ALIASES)), "--limits.default-max-tokens", str(_DEFAULT_MAX_TOKENS)]
     flags += ["--engine.max-model-len", "2048"]
     if engine == "scripted":
-        flags += ["--engine.kind", "scripted", "--engine.script", str(SCRIPT)]
+        flags += ["--engine.kind", "scripted", "--engine.script", str(HERE / "script.yaml")]
     with tempfile.TemporaryDirectory() as folder:
         say(f"starting the {engine} engine")
         with serving(Path(folder, "log"), *flags) as started:
@@ -77,7 +77,7 @@ def run_suite(name: str, pins: dict[str, Any], engine: str, url: str, known: Kno
     """The suite's checks, or why there are none."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     started_s = time.monotonic()
-    wanted = {kind: pins[kind] for kind in ("python", "sdist", "npm") if kind in pins}
+    wanted: dict[str, Any] = {kind: pins[kind] for kind in ("python", "sdist", "npm") if kind in pins}
     checks: list[Check] = []
     unavailable = None
     try:

