@@ -30,6 +30,7 @@ class StoredResponse:
     task: asyncio.Task[None] | None = None
     num_bytes: int = 0
     stored_s: float = 0.0
+    item_ids: tuple[str, ...] = ()  # as they were when it was put; the response changes while it runs
 
     @property
     def finished(self) -> bool:
@@ -67,8 +68,9 @@ class ResponseStore:
         stored.num_bytes = _size(stored)
         self._stored[response_id] = stored
         self._num_bytes += stored.num_bytes
-        for item in [*stored.input_items, *stored.response["output"]]:
-            self._items[stored.tenant, item["id"]] = (response_id, item)
+        items = [*stored.input_items, *stored.response["output"]]
+        stored.item_ids = tuple(item["id"] for item in items)
+        self._items |= {(stored.tenant, item["id"]): (response_id, item) for item in items}
         self._make_room(response_id)
 
     def refresh(self, stored: StoredResponse) -> None:
@@ -115,8 +117,8 @@ class ResponseStore:
         if stored is None:
             return
         self._num_bytes -= stored.num_bytes
-        for item in [*stored.input_items, *stored.response["output"]]:
-            key = (stored.tenant, item["id"])
+        for item_id in stored.item_ids:
+            key = (stored.tenant, item_id)
             # A later response may have been sent the same item; then it is that one's.
             if key in self._items and self._items[key][0] == response_id:
                 del self._items[key]
