@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from burrstone.batching.errors import DeadlineExceeded, NotReady, Overloaded, ServeError
+from burrstone.batching.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServeError
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.config import LimitsConfig
 from burrstone.serving.engine import vllm_compat as vllm
@@ -21,6 +22,9 @@ from burrstone.serving.metrics import EngineMetrics
 # Where a request's metadata travels to the scheduler: Request.sampling_params.extra_args[METADATA_KEY].
 METADATA_KEY = "burrstone"
 _RETRY_AFTER_ENGINE_DEATH_S = 10.0
+_BAD_GRAMMAR = "The engine could not follow the request's grammar: it is too complex, or allows no text at all."
+# Grammars checked at a time; further ones wait for their turn, whoever sent them.
+_NUM_GRAMMAR_CHECKS = 2
 
 
 @dataclass(slots=True)
@@ -50,6 +54,8 @@ class EngineSeam:
         self._metrics = metrics
         self._running: dict[str, Call] = {}  # engine request id -> its call
         self._aborts: set[asyncio.Task[None]] = set()  # the loop holds its tasks only weakly
+        self._grammar_checks = ThreadPoolExecutor(_NUM_GRAMMAR_CHECKS, thread_name_prefix="grammar")
+        vllm.check_grammars_once()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -90,12 +96,16 @@ class EngineSeam:
         self._metrics.running.inc()
         try:
             self._admit(call)
+            if sampling_params.structured_outputs is not None:
+                await self._check_grammar(sampling_params)
             self._apply_metadata(call, sampling_params, kwargs)
             expiry = self._arm_deadline(call, request_id)
             outputs = self._engine.generate(_of_tenant(prompt, call.meta), sampling_params, request_id, **kwargs)
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     self._meter(call, output)
+                    if sampling_params.structured_outputs is not None and _broke(output):
+                        call.failure = call.failure or InvalidRequest(_BAD_GRAMMAR, code="invalid_value")
                     if output.finished and call.failure is not None:
                         raise call.failure
                     yield output
@@ -124,6 +134,11 @@ class EngineSeam:
             )
         if call.meta.deadline_s is not None and call.meta.deadline_s <= time.monotonic():
             raise DeadlineExceeded("The deadline had passed before the request reached the engine.")
+
+    async def _check_grammar(self, sampling_params: Any) -> None:
+        # Off the event loop: a hostile grammar takes seconds, in which every other stream would stand still.
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._grammar_checks, vllm.check_grammar, self._engine, sampling_params)
 
     def _apply_metadata(self, call: Call, sampling_params: Any, kwargs: dict[str, Any]) -> None:
         meta = call.meta
@@ -167,6 +182,11 @@ class EngineSeam:
 def _of_tenant(prompt: Any, meta: RequestMeta) -> Any:
     """The engine input with the tenant as its cache salt: tenants share no prefix, so none can time another's prompts."""
     return {**prompt, "cache_salt": f"tenant:{meta.tenant}"}
+
+
+def _broke(output: Any) -> bool:
+    """Whether the engine gave a request up. With a grammar: it would not compile, or no token satisfied it."""
+    return bool(output.finished) and any(choice.finish_reason == "error" for choice in output.outputs)
 
 
 def known_failure(error: Exception) -> ServeError | None:
