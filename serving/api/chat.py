@@ -1,8 +1,9 @@
 """Chat completions: from OpenAI's request to vLLM's. The way back is in chat_fix."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
+
+import msgspec
 
 from burrstone.serving.api.base import UnknownFields, parse_model, reject
 from burrstone.serving.api.chat_fix import fix_response, fix_stream
@@ -19,7 +20,7 @@ from burrstone.serving.api.chat_schema import (
     Tool,
     ToolMessage,
 )
-from burrstone.serving.api.grammar import check_schema
+from burrstone.serving.api.grammar import check_schema, depth
 from burrstone.serving.api.sampling import check_sampling, sampling_to_vllm
 from burrstone.serving.api.types import JsonObject
 from burrstone.serving.config import LimitsConfig
@@ -45,7 +46,7 @@ def parse(body: JsonObject, limits: LimitsConfig, unknown_fields: UnknownFields)
     request = parse_model(CreateChatCompletion, body, unknown_fields)
     check_sampling(request, limits)
     _check_logprobs(request, limits)
-    _check_messages(request.messages)
+    _check_messages(request.messages, limits)
     _check_tools(request, limits)
     if isinstance(request.response_format, JsonSchemaFormat):
         schema = request.response_format.json_schema.schema_
@@ -91,7 +92,7 @@ def _check_logprobs(request: CreateChatCompletion, limits: LimitsConfig) -> None
         raise reject(f"Invalid value for 'top_logprobs': at most {limits.max_logprobs}.", "top_logprobs")
 
 
-def _check_messages(messages: Iterable[Message]) -> None:
+def _check_messages(messages: Iterable[Message], limits: LimitsConfig) -> None:
     open_calls: set[str] = set()
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -104,7 +105,7 @@ def _check_messages(messages: Iterable[Message]) -> None:
                     )
         if isinstance(message, AssistantMessage):
             for index, call in enumerate(message.tool_calls or []):
-                _check_arguments(call.function.arguments, f"{where}.tool_calls[{index}].function.arguments")
+                _check_arguments(call.function.arguments, limits, f"{where}.tool_calls[{index}].function.arguments")
                 open_calls.add(call.id)
             if not (message.content is not None or message.tool_calls or message.function_call or message.refusal):
                 raise reject(
@@ -118,13 +119,16 @@ def _check_messages(messages: Iterable[Message]) -> None:
             )
 
 
-def _check_arguments(text: str, param: str) -> None:
+def _check_arguments(text: str, limits: LimitsConfig, param: str) -> None:
+    # The decoder of bodies, so that NaN and lone surrogates are refused here too: templates cannot write them.
     try:
-        parsed = json.loads(text)
-    except ValueError:
+        parsed = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
         raise reject(f"Invalid value for '{param}': must be a JSON object written as a string.", param)
+    if depth(parsed) > limits.max_json_depth:
+        raise reject(f"Invalid value for '{param}': it nests deeper than {limits.max_json_depth} levels.", param)
 
 
 def _check_tools(request: CreateChatCompletion, limits: LimitsConfig) -> None:
