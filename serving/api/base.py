@@ -39,6 +39,7 @@ REFUSED_FIELDS = {
     "web_search_options": "this server does not search the web; give the model a tool that does",
     "moderation": "this server does not moderate",
     "prompt_cache_options": "prompt prefixes are always cached",
+    "context_management": "the server does not shorten conversations; send the turns that should count",
 }
 _MAX_SHOWN = 80
 _STRICT = ConfigDict(

@@ -1,0 +1,288 @@
+"""The seam over a made-up engine: admission, metadata, deadlines, cancellation, metering, death."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from burrstone.batching.errors import DeadlineExceeded, NotReady, Overloaded, ServeError
+from burrstone.batching.request import RequestMeta
+from burrstone.serving.config import LimitsConfig
+from burrstone.serving.engine import vllm_compat as vllm
+from burrstone.serving.engine.seam import METADATA_KEY, Call, EngineSeam, current_call
+from burrstone.serving.metrics import EngineMetrics
+
+
+def output(num_tokens: int, *, finished: bool = False) -> Any:
+    """vLLM's RequestOutput, as far as it is looked at."""
+    return SimpleNamespace(
+        outputs=[SimpleNamespace(token_ids=[0] * num_tokens)],
+        finished=finished,
+        prompt_token_ids=[1, 2, 3],
+        num_cached_tokens=2,
+    )
+
+
+@dataclass
+class FakeEngine:
+    """Yields what tests put into a request's queue; an abort ends it as vLLM's does, with a last, finished output."""
+
+    errored: bool = False
+    queues: dict[str, asyncio.Queue[Any]] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)
+    arrivals: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    aborted: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+    async def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        self.seen[request_id] = SimpleNamespace(prompt=prompt, params=sampling_params, kwargs=kwargs)
+        self.arrivals.put_nowait(request_id)
+        queue = self.queues.setdefault(request_id, asyncio.Queue())
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if item.finished:
+                    return
+        finally:
+            self.closed.append(request_id)
+
+    async def abort(self, request_ids: str | list[str]) -> None:
+        for request_id in [request_ids] if isinstance(request_ids, str) else request_ids:
+            self.aborted.append(request_id)
+            self.queues[request_id].put_nowait(output(0, finished=True))
+
+
+class Bench:
+    """A seam over a fake engine, and requests through it."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.engine = FakeEngine()
+        self.registry = CollectorRegistry()
+        self.seam = EngineSeam(self.engine, LimitsConfig(**limits), EngineMetrics(self.registry))
+
+    def send(self, *items: Any, request_id: str = "r") -> None:
+        queue = self.engine.queues.setdefault(request_id, asyncio.Queue())
+        for item in items:
+            queue.put_nowait(item)
+
+    def start(self, call: Call, request_id: str = "r", **params: Any) -> AsyncGenerator[Any, None]:
+        current_call.set(call)
+        params = {"extra_args": None, "max_tokens": 100, "structured_outputs": None} | params
+        return self.seam.generate({"prompt_token_ids": [1, 2, 3]}, SimpleNamespace(**params), request_id)
+
+    def metric(self, name: str) -> float | None:
+        return self.registry.get_sample_value(f"burrstone_{name}")
+
+    def idle(self) -> bool:
+        return self.seam.num_running == 0 and self.metric("generations_running") == 0
+
+
+def call(**meta: Any) -> Call:
+    return Call(RequestMeta(request_id="x", **meta))
+
+
+async def drain(outputs: AsyncGenerator[Any, None]) -> int:
+    async with contextlib.aclosing(outputs):
+        return len([one async for one in outputs])
+
+
+async def test_tokens_are_metered() -> None:
+    bench, here = Bench(), call()
+    bench.send(output(0), output(2), output(3, finished=True))
+    assert await drain(bench.start(here)) == 3
+    assert (here.prompt_tokens, here.cached_tokens, here.output_tokens) == (3, 2, 5)
+    assert here.first_token_s is not None and bench.metric("time_to_first_token_seconds_count") == 1
+    assert bench.idle() and not here.active and not bench.engine.aborted
+
+
+async def test_metadata_reaches_the_scheduler() -> None:
+    bench = Bench()
+    here = call(tenant="anna", priority=3, session_id="s", program_id="p", deadline_s=time.monotonic() + 60)
+    bench.send(output(1, finished=True))
+    await drain(bench.start(here, extra_args={"kept": 1}))
+    seen = bench.engine.seen["r"]
+    assert (seen.kwargs["priority"], seen.kwargs["session_id"]) == (3, "s")
+    assert seen.params.extra_args["kept"] == 1
+    metadata = seen.params.extra_args[METADATA_KEY]
+    assert metadata["deadline_unix_s"] == pytest.approx(time.time() + 60, abs=30)
+    assert metadata | {"deadline_unix_s": 0} == {"tenant": "anna", "deadline_unix_s": 0, "program_id": "p"}
+
+
+async def test_tenants_share_no_prefix_cache() -> None:
+    salts = []
+    for tenant in ("anna", "bob", "anna"):
+        bench = Bench()
+        bench.send(output(1, finished=True))
+        await drain(bench.start(call(tenant=tenant)))
+        salts.append(bench.engine.seen["r"].prompt["cache_salt"])
+        assert bench.engine.seen["r"].prompt["prompt_token_ids"] == [1, 2, 3]
+    assert salts[0] == salts[2] != salts[1]
+
+
+@pytest.mark.parametrize(("default", "expected"), [(None, 100), (7, 7), (1000, 100)])
+async def test_the_default_limit_only_lowers(default: int | None, expected: int) -> None:
+    bench, here = Bench(), call()
+    here.default_max_tokens = default
+    bench.send(output(1, finished=True))
+    await drain(bench.start(here))
+    assert bench.engine.seen["r"].params.max_tokens == expected
+
+
+@pytest.mark.parametrize("num_read", [0, 1])
+async def test_closing_the_stream_closes_the_engines(num_read: int) -> None:
+    bench, here = Bench(), call()
+    bench.send(output(1), output(1))
+    outputs = bench.start(here)
+    for _ in range(num_read):
+        await anext(outputs)
+    await outputs.aclose()
+    assert bench.engine.closed == ["r"] * num_read
+    assert bench.idle() and not here.active
+
+
+async def test_a_cancelled_reader_frees_its_place() -> None:
+    bench, here = Bench(), call()
+    reading = asyncio.create_task(drain(bench.start(here)))
+    assert await bench.engine.arrivals.get() == "r"
+    assert bench.seam.num_running == 1
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert bench.engine.closed == ["r"] and bench.idle()
+    assert bench.metric("generations_cancelled_total") == 1
+    assert here.failure is None
+
+
+async def test_a_call_that_is_abandoned_is_aborted_once() -> None:
+    bench, here = Bench(), call()
+    bench.send(output(1))
+    outputs = bench.start(here)
+    await anext(outputs)
+    await bench.seam.abandon(here)
+    assert bench.engine.aborted == ["r"]
+    assert await drain(outputs) == 1
+    await bench.seam.abandon(here)
+    assert bench.engine.aborted == ["r"] and bench.idle()
+
+
+async def test_a_deadline_that_has_passed_never_reaches_the_engine() -> None:
+    bench, here = Bench(), call(deadline_s=time.monotonic() - 1)
+    with pytest.raises(DeadlineExceeded):
+        await drain(bench.start(here))
+    assert not bench.engine.seen and bench.idle()
+    assert isinstance(here.failure, DeadlineExceeded)
+
+
+async def test_a_deadline_aborts_and_says_so() -> None:
+    bench, here = Bench(), call(deadline_s=time.monotonic() + 0.05)
+    bench.send(output(1))
+    with pytest.raises(DeadlineExceeded):
+        await drain(bench.start(here))
+    assert bench.engine.aborted == ["r"] and bench.idle()
+
+
+async def test_a_request_that_ends_in_time_is_not_aborted_later() -> None:
+    bench = Bench()
+    bench.send(output(1, finished=True))
+    await drain(bench.start(call(deadline_s=time.monotonic() + 0.02)))
+    await asyncio.sleep(0.05)  # past the deadline
+    assert bench.engine.aborted == []
+
+
+async def test_a_full_queue_refuses_and_the_next_place_is_free_again() -> None:
+    bench = Bench(max_queued_requests=1)
+    bench.send(output(1), request_id="first")
+    first = bench.start(call(), "first")
+    await anext(first)
+    with pytest.raises(Overloaded) as refused:
+        await drain(bench.start(call(), "second"))
+    assert refused.value.retry_after_s
+    assert "second" not in bench.engine.seen and bench.metric("generations_refused_total") == 1
+    await first.aclose()
+    bench.send(output(1, finished=True), request_id="third")
+    assert await drain(bench.start(call(), "third")) == 1
+
+
+async def test_a_dead_engine_takes_nothing() -> None:
+    bench = Bench()
+    bench.engine.errored = True
+    with pytest.raises(NotReady, match="died"):
+        await drain(bench.start(call()))
+    assert not bench.engine.seen and bench.idle()
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (vllm.EngineDeadError(), NotReady),
+        (vllm.QueueOverflowError(), Overloaded),
+        (Overloaded("full"), Overloaded),
+        (ValueError("vLLM's own words"), None),
+    ],
+)
+async def test_what_the_engine_raises_is_remembered(error: Exception, failure: type[ServeError] | None) -> None:
+    """vLLM's serving objects turn it into an error frame; the call keeps what may be said in its place."""
+    bench, here = Bench(), call()
+    bench.send(output(1), error)
+    with pytest.raises(type(error)):
+        await drain(bench.start(here))
+    assert (type(here.failure) if here.failure else None) is failure
+    assert bench.idle()
+
+
+async def test_ending_all_tells_every_request_why() -> None:
+    bench = Bench()
+    calls = {name: call() for name in ("a", "b")}
+    readers = [asyncio.create_task(drain(bench.start(one, name))) for name, one in calls.items()]
+    assert {await bench.engine.arrivals.get() for _ in calls} == calls.keys()
+    await bench.seam.end_running(NotReady("shutting down"))
+    ended = await asyncio.gather(*readers, return_exceptions=True)
+    assert [type(one) for one in ended] == [NotReady, NotReady]
+    assert bench.idle()
+
+
+# What may happen to one of three requests, in whatever order.
+_STEP = st.tuples(st.integers(0, 2), st.sampled_from(["tokens", "finish", "fail", "die", "cancel", "abandon"]))
+
+
+@given(st.lists(_STEP, max_size=12), st.integers(1, 3))
+@settings(deadline=None, max_examples=80)
+def test_no_order_of_events_leaks_a_place(steps: list[tuple[int, str]], max_queued: int) -> None:
+    async def play() -> None:
+        bench = Bench(max_queued_requests=max_queued)
+        calls = [call() for _ in range(3)]
+        readers = [asyncio.create_task(drain(bench.start(one, str(i)))) for i, one in enumerate(calls)]
+        events = {"tokens": output(2), "finish": output(1, finished=True), "fail": ValueError("x")}
+        for number, event in steps:
+            await asyncio.sleep(0)
+            if event == "cancel":
+                readers[number].cancel()
+            elif event == "abandon":
+                await bench.seam.abandon(calls[number])
+            else:
+                bench.send(events.get(event) or vllm.EngineDeadError(), request_id=str(number))
+            assert bench.seam.num_running == bench.metric("generations_running")
+        await asyncio.sleep(0)
+        for number in range(3):
+            bench.send(output(1, finished=True), request_id=str(number))
+        ended = await asyncio.gather(*readers, return_exceptions=True)
+        expected = int, Overloaded, asyncio.CancelledError, ValueError, vllm.EngineDeadError
+        assert all(isinstance(one, expected) for one in ended)
+        assert sum(isinstance(one, Overloaded) for one in ended) == 3 - max_queued
+        assert bench.idle() and not any(one.active for one in calls)
+        assert sorted(bench.engine.closed) == sorted(bench.engine.seen)
+
+    asyncio.run(play())
