@@ -16,7 +16,6 @@ ALIASES = (MODEL, "default", "gpt-6-astra", "gpt-3.5-turbo-instruct")
 Outcome = Literal["pass", "fail", "skip"]
 _TIMEOUT_S = 1800
 _SDIST_TESTS = ("test_models.py", "test_completions.py", "chat/test_completions.py")
-# With `.` for a character that pytest's expression takes for itself.
 _SDIST_SELECTION = (
     "not all_params and not path_params and not delete and (test_models or "
     "(create and overload)) and not stored and not update"
@@ -63,7 +62,7 @@ def schemathesis(env: SuiteEnv, url: str) -> list[Check]:
     command += ["--phases", "fuzzing", "--max-examples", "25", "--seed", "1", "--request-timeout", "60"]
     command += ["--continue-on-failure", "--report", "junit", "--report-junit-path", str(junit), "--no-color"]
     env.run(command, timeout_s=_TIMEOUT_S)
-    return list(_junit(junit.read_text()))
+    return list(junit_checks(junit.read_text()))
 
 
 def canitoolcall(env: SuiteEnv, url: str) -> list[Check]:
@@ -117,10 +116,10 @@ def _pytest(env: SuiteEnv, arguments: list[str], environ: dict[str, str]) -> lis
     said = env.run(command, timeout_s=_TIMEOUT_S, environ=environ)
     if not junit.is_file():
         raise RuntimeError(f"pytest wrote no report: {said[-2000:]}")
-    return list(_junit(junit.read_text()))
+    return list(junit_checks(junit.read_text()))
 
 
-def _junit(text: str) -> Iterable[Check]:
+def junit_checks(text: str) -> Iterable[Check]:
     for case in ElementTree.fromstring(text).iter("testcase"):
         name = ".".join(filter(None, [(case.get("classname") or "").rpartition(".")[2], case.get("name")]))
         problems = [child for child in case if child.tag in ("failure", "error")]

@@ -66,7 +66,7 @@ def merge(runs: list[SuiteRun]) -> list[SuiteRun]:
 
 
 def write_page(suites: dict[str, Any], known: list[dict[str, str]], runs: list[SuiteRun]) -> None:
-    PAGE.write_text("\n".join(_page(suites, known, runs)) + "\n")
+    PAGE.write_text("\n".join(page_lines(suites, known, runs)) + "\n")
 
 
 def _load() -> Iterator[SuiteRun]:
@@ -81,7 +81,7 @@ def _machine() -> str:
     return f"{versions}, Python {platform.python_version()}, {platform.machine()} CPU with {os.cpu_count()} cores"
 
 
-def _page(suites: dict[str, Any], known: list[dict[str, str]], runs: list[SuiteRun]) -> Iterator[str]:
+def page_lines(suites: dict[str, Any], known: list[dict[str, str]], runs: list[SuiteRun]) -> Iterator[str]:
     found = {(run.suite, run.engine): run for run in runs}
     yield "# Conformance"
     yield ""
