@@ -16,6 +16,18 @@ _CLOSED = {
     "enable_log_requests": "use observability.log_request_text",
     "allowed_local_media_path": "local files are never read for a client",
 }
+# Fields that have a key of their own, whose checks `vllm_args` would go around.
+_OWN_KEY = {
+    "model": "model",
+    "served_model_name": "served_names",
+    "max_logprobs": "limits.max_logprobs",
+    "kv_cache_memory_bytes": "engine.kv_cache_gib",
+    "speculative_config": "engine.speculative",
+    "enable_lora": "engine.lora.modules",
+    "max_lora_rank": "engine.lora.max_rank",
+    "max_loras": "engine.lora.max_active",
+    **{name: f"engine.{name}" for name in EngineConfig.model_fields if name not in ("speculative", "lora")},
+}
 
 
 def engine_arguments(config: ServeConfig, model: ResolvedModel, *, kv_cache_bytes: int | None) -> Any:
@@ -89,6 +101,8 @@ def _extra_arguments(engine: EngineConfig) -> dict[str, Any]:
     for key in engine.vllm_args:
         if key in _CLOSED:
             raise ConfigError(f"engine.vllm_args.{key} is not allowed: {_CLOSED[key]}")
+        if key in _OWN_KEY:
+            raise ConfigError(f"engine.vllm_args.{key} is not allowed: set {_OWN_KEY[key]}")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
