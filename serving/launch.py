@@ -118,6 +118,8 @@ class Cluster:
                 serve.delete(APP_NAME)
             elif not now:
                 serve.shutdown()
+        # Serve's own threads go on for a moment without Ray, and would report what they then miss.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         ray.shutdown()
 
     def _num_gpus(self) -> int:

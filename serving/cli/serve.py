@@ -79,11 +79,17 @@ def _wait_ready(config: ServeConfig, cluster: Cluster, progress: Progress, stop:
         progress.say(_starting_detail(config) or "starting the engine's process")
         if state.failed or progress.elapsed_s - started_s > config.replica.start_timeout_s:
             log_dir = cluster.log_dir()
-            print(f"burrstone: the engine did not start.\n{state.message}", file=sys.stderr)
+            print(f"{state.message}\nburrstone: the engine did not start: {_cause(state.message)}", file=sys.stderr)
             if log_dir:
                 print(f"Its logs are in {log_dir}", file=sys.stderr)
             return False
     return False
+
+
+def _cause(message: str) -> str:
+    """The last line of Serve's account, which ends with the traceback's exception."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "it took longer than replica.start_timeout_s"
 
 
 def _check_ports(config: ServeConfig) -> None:

@@ -276,7 +276,8 @@ def test_ctrl_c_during_the_start(tmp_path: Path, scripted_flags: list[str], step
 def test_a_start_that_fails_names_the_cause(tmp_path: Path, scripted_flags: list[str]) -> None:
     with launched(tmp_path / "log", *scripted_flags, "--engine.tool-call-parser", "no-such-parser") as server:
         assert server.exit_code() == 1
-        assert "no-such-parser" in server.output()
+        [cause] = [line for line in server.output().splitlines() if "the engine did not start" in line]
+        assert "no-such-parser" in cause
         assert_nothing_left(server)
 
 
