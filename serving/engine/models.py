@@ -65,9 +65,11 @@ def model_config(path: str) -> dict[str, Any]:
     if not file.is_file():
         file = _fetch_config(path)
     try:
-        loaded: dict[str, Any] = json.loads(file.read_text())
+        loaded = json.loads(file.read_text())
     except ValueError as error:
         raise ConfigError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{file} is no model's configuration: it holds no JSON object")
     return loaded
 
 
