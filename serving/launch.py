@@ -23,6 +23,7 @@ _RAY_ENVIRONMENT = {
 }
 # For a Ray of our own. Ray reads the first as "this machine only" and binds its ports to loopback.
 _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+_DRAIN_EXTRA_S = 20.0  # after the grace period: last words to clients, closing listeners, ending the engine
 _OBJECT_STORE_BYTES = 128 * 2**20  # no tokens pass through it
 
 
@@ -97,27 +98,29 @@ class Cluster:
     def drain(self) -> bool:
         """Refuse new requests and let running ones finish. True when all of them did."""
         from ray import serve
+        from ray.exceptions import RayError
 
         handle = serve.get_deployment_handle(DEPLOYMENT_NAME, APP_NAME)
-        finished: bool = handle.drain.remote().result(timeout_s=self._config.replica.drain_grace_s + 10.0)
+        try:
+            finished: bool = handle.drain.remote().result(timeout_s=self._config.replica.drain_grace_s + _DRAIN_EXTRA_S)
+        except (TimeoutError, RayError):  # the replica has died, or is just being replaced
+            return False
         return finished
 
     def log_dir(self) -> str | None:
         """Where Ray keeps this session's logs, when it was started here."""
         return None if self._session_dir is None else os.path.join(self._session_dir, "logs")
 
-    def stop(self, *, now: bool = False) -> None:
-        """Take down the application, and Ray too when it was started here; `now` waits for nothing. Safe to call twice."""
+    def stop(self) -> None:
+        """Take down the application, and all of Ray when it was started here. Waits for no request. Safe to call twice."""
         import ray
         from ray import serve
 
         if not ray.is_initialized():
             return
-        with contextlib.suppress(Exception):  # Serve may be gone already; Ray's own shutdown below is what counts
-            if self.joined:
+        if self.joined:
+            with contextlib.suppress(Exception):  # Serve may be gone already
                 serve.delete(APP_NAME)
-            elif not now:
-                serve.shutdown()
         # Serve's own threads go on for a moment without Ray, and would report what they then miss.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         ray.shutdown()

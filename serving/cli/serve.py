@@ -193,7 +193,7 @@ def _stop_at_once(cluster: Cluster) -> None:
     """Take everything down without waiting. Further signals are ignored, or what is left would be left for good."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    cluster.stop(now=True)
+    cluster.stop()
 
 
 def _stop_or_quit(stop: threading.Event) -> None:
