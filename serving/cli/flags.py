@@ -54,4 +54,5 @@ def _parse_value(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--{key.replace('_', '-')}: {text!r} is not a YAML value: {error}") from error
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"--{key.replace('_', '-')}: {text!r} is not a YAML value: {problem}") from error

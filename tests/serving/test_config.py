@@ -124,8 +124,9 @@ def test_a_wrong_value_says_where_it_came_from(tmp_path: Path) -> None:
 def test_files_that_hold_no_configuration(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "serve.yaml"
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         load_config(file)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
