@@ -20,7 +20,7 @@ def test_clients_that_leave_free_the_engine(engine: Server) -> None:
     expected = greedy_text(engine)
     wait_until(lambda: generations(engine) == 0)
     kv_before = metric(engine, "vllm:kv_cache_usage_perc")
-    leaves = list(clients(engine, len(WAYS)))
+    leaves = clients(engine, len(WAYS))
     wait_until(lambda: metric(engine, "vllm:num_requests_running") >= len(WAYS) // 2)
     assert metric(engine, "vllm:kv_cache_usage_perc") > kv_before
     for leave in leaves:

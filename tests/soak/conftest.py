@@ -38,6 +38,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory, request_timeout_s: float) -
     flags = ["--limits.default-max-tokens", "4", "--engine.max-model-len", "2048"]
     flags += ["--limits.request-timeout-s", str(request_timeout_s), "--http.body-timeout-s", "5"]
     # Memory of the KV cache counts once it is written to: a small one is all written to soon.
-    flags += ["--engine.kv-cache-gib", "0.5"]
+    flags += ["--engine.kv-cache-gib", "1"]
     with serving(tmp_path_factory.mktemp("engine") / "log", *flags) as server:
         yield server

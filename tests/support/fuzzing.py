@@ -116,10 +116,10 @@ json_values = st.recursive(
 
 @st.composite
 def nearly_good(draw: st.DrawFn) -> tuple[str, Json]:
-    """(path, body): a good request with one or two places replaced, dropped or added."""
+    """(path, body): a good request, mostly with one or two places replaced, dropped or added."""
     path, good = draw(st.sampled_from(GOOD))
     body = copy.deepcopy(good)
-    for _ in range(draw(st.integers(1, 2))):
+    for _ in range(draw(st.integers(0, 2))):
         holder, key = draw(st.sampled_from(list(places(body))))
         value = copy.deepcopy(draw(json_values))  # what is drawn is shared, and may be the next place
         if draw(st.integers(0, 9)) == 0:

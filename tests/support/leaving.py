@@ -3,7 +3,8 @@
 import json
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from typing import Any, Literal
 
@@ -117,7 +118,7 @@ WAYS: list[Callable[[Server], Leave]] = [
 ]
 
 
-def clients(server: Server, count: int) -> Iterator[Leave]:
-    """So many clients with an answer under way; each leaves when its function is called."""
-    for way in islice(cycle(WAYS), count):
-        yield way(server)
+def clients(server: Server, count: int) -> list[Leave]:
+    """So many clients, come all together, with an answer under way; each leaves when its function is called."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda way: way(server), islice(cycle(WAYS), count)))
