@@ -6,6 +6,7 @@ product's own path; only the choice of tokens is scripted.
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from burrstone.serving.engine.grammar_example import ebnf_example, regex_example
 from burrstone.serving.engine.schema_example import schema_example
 from burrstone.serving.engine.script import Limits, Replay, Rule, Script, replay
 from burrstone.serving.engine.tag_example import structural_tag_example
+
+log = logging.getLogger("burrstone.scripted")
 
 
 async def start_scripted(engine_args: Any, script: Script) -> Any:
@@ -114,7 +117,12 @@ class ScriptedCore:
     def _plan(self, params: Any, prompt: str, rule: Rule) -> Replay:
         tokens = rule.tokens
         if not tokens:
-            text = _default_text(params, prompt) if rule.text is None else rule.text
+            try:
+                text = _default_text(params, prompt) if rule.text is None else rule.text
+            except (ValueError, RecursionError) as error:
+                # Where the real engine finds no token that its grammar allows, it gives the request up.
+                log.warning("no answer for the request's grammar: %s", error)
+                return Replay((), "error")
             tokens = tuple(self._tokenizer.encode(text, add_special_tokens=False))
         limits = Limits(
             max_tokens=params.max_tokens,

@@ -19,6 +19,11 @@ def test_regressions_on_the_edge(scripted: Server, name: str) -> None:
     assert status == 200 or 400 <= status < 500, reply
 
 
+def test_a_grammar_that_allows_no_text_is_the_callers_mistake(scripted: Server) -> None:
+    status, reply = scripted.post(CHAT, GRAMMARS["schema loop"])
+    assert (status, reply["error"]["code"]) == (400, "invalid_value")
+
+
 @pytest.mark.parametrize("name", RAW)
 def test_bytes_on_the_edge(scripted: Server, name: str) -> None:
     data, allowed = RAW[name]

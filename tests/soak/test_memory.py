@@ -59,11 +59,11 @@ def test_memory_is_flat(engine: Server, report: Report, load_s: float, request_t
 
 def test_a_reader_that_never_reads_is_ended(tmp_path: Path, report: Report) -> None:
     """The scripted engine fills every buffer at once; then the answer waits for its reader, until the timeouts."""
-    timeout_s = 10
+    timeout_s = 20
     flags = ["--engine.kind", "scripted", "--limits.request-timeout-s", str(timeout_s), "--http.body-timeout-s", "5"]
     with serving(tmp_path / "log", *flags) as server:
-        sockets = [open_stream(server, max_tokens=8000) for _ in range(20)]
-        calls = [open_grpc_stream(server, max_tokens=8000) for _ in range(20)]
+        sockets = [open_stream(server, max_tokens=8000) for _ in range(2)]
+        calls = [open_grpc_stream(server, max_tokens=8000) for _ in range(2)]
         started_s = time.monotonic()
         wait_until(lambda: server.get("/ready")[1]["requests"] == len(sockets) + len(calls))
         process = find_process(server, "replica")
