@@ -100,8 +100,12 @@ def page_lines(suites: dict[str, Any], known: list[dict[str, str]], runs: list[S
         pins = ", ".join(f"`{pin}`" for pin in suite.get("npm", suite.get("python", []))[:2] if "pytest" not in pin)
         yield f"| **{suite['title']}** {pins} | {suite['checks']} | {cells[0]} | {cells[1]} | {suite['vllm']} |"
     yield ""
-    yield "The last column was measured once with the same suites on the server that comes with vLLM 0.32.0 (CPU, same model,"
-    yield "`--max-model-len 2048`, Hermes tool parser)."
+    yield "The scripted engine answers some questions of langchain-tests and canitoolcall from `tests/conformance/script.yaml`,"
+    yield "which was written for these questions: there a pass says that the server carries a right answer unharmed, no more."
+    yield ""
+    yield "The last column was measured once, earlier and not by this command, on the server that comes with vLLM 0.32.0 (CPU,"
+    yield "same model, `--max-model-len 2048`, Hermes tool parser). Settings differ in places (this command bounds answers that"
+    yield "name no limit to 256 tokens), so it shows what kind of thing fails, not a ranking."
     for suite in suites.values():
         if "selection" in suite:
             yield ""
