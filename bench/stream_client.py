@@ -73,8 +73,11 @@ class HttpClient:
         self._idle.clear()
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()  # servers close what was idle for some seconds
         return await asyncio.open_connection("127.0.0.1", self._port)
 
 

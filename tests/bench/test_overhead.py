@@ -1,5 +1,7 @@
 """The overhead benchmark: its arithmetic, and its clients on a real server. (How long things take is not tested.)"""
 
+import asyncio
+
 import pytest
 
 from burrstone.bench.contenders import MODEL
@@ -42,3 +44,23 @@ async def test_the_clients_see_the_first_text(scripted: Server, wire: str, api: 
         assert 0 < answer.first_s <= answer.total_s
         assert answer.frames > 2
     await client.close()
+
+
+async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
+    connections = 0
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"}")
+        writer.write(b'HTTP/1.1 200 OK\r\n\r\ne\r\ndata: {"text":\r\n0\r\n\r\n')
+        writer.close()
+
+    async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+        client = HttpClient(server.sockets[0].getsockname()[1], "completions")
+        for _ in range(3):
+            assert (await client.stream(BODY)).frames == 1
+            while not client._idle[0][0].at_eof():
+                await asyncio.sleep(0.01)
+        assert connections == 3
+        await client.close()
