@@ -60,7 +60,6 @@ async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
         client = HttpClient(server.sockets[0].getsockname()[1], "completions")
         for _ in range(3):
             assert (await client.stream(BODY)).frames == 1
-            while not client._idle[0][0].at_eof():
-                await asyncio.sleep(0.01)
+            assert await client._idle[0][0].read() == b""  # the end of the connection has arrived
         assert connections == 3
         await client.close()
