@@ -2,9 +2,9 @@
 
 import difflib
 import re
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from burrstone.batching.errors import (
     BodyTooLarge,
@@ -17,6 +17,7 @@ from burrstone.batching.errors import (
     ServeError,
     Unsupported,
 )
+from burrstone.serving.api.sizes import check_sizes
 from burrstone.serving.api.types import JsonObject
 
 UnknownFields = Literal["reject", "ignore"]
@@ -65,6 +66,9 @@ class PartModel(BaseModel):
 
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
+ItemT = TypeVar("ItemT")
+# A list whose first bad item ends the check: an error for each of a million items would take seconds and gigabytes.
+ListOf = Annotated[list[ItemT], Field(fail_fast=True)]
 
 
 def parse_model(cls: type[RequestT], body: JsonObject, unknown_fields: UnknownFields) -> RequestT:
@@ -76,6 +80,7 @@ def parse_model(cls: type[RequestT], body: JsonObject, unknown_fields: UnknownFi
             )
     if unknown_fields == "ignore":
         body = {key: value for key, value in body.items() if key in _names(cls)}
+    check_sizes(body)
     try:
         return cls.model_validate(body)
     except ValidationError as error:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from burrstone.serving.api.base import PartModel
+from burrstone.serving.api.base import ListOf, PartModel
 from burrstone.serving.api.sampling import SamplingFields
 
 
@@ -36,7 +36,7 @@ def _form(value: Any) -> str | None:
 
 UserPart = Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")]
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[UserPart], Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[ListOf[UserPart], Tag("parts")],
     Discriminator(
         _form,
         custom_error_type="content_type",
@@ -74,7 +74,7 @@ class AssistantMessage(PartModel):
     content: Content | None = None
     refusal: str | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: ListOf[ToolCall] | None = None
     function_call: FunctionCall | None = None
     audio: None = None
     annotations: list[Any] | None = None
@@ -123,7 +123,7 @@ class NamedToolChoice(PartModel):
 
 class AllowedTools(PartModel):
     mode: Literal["auto", "required"]
-    tools: list[NamedToolChoice]
+    tools: ListOf[NamedToolChoice]
 
 
 class AllowedToolsChoice(PartModel):
@@ -170,15 +170,15 @@ class CreateChatCompletion(SamplingFields):
     """`n`, `logprobs`, `tools` and grammars are bounded by the server's limits."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[ListOf[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: ListOf[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[FunctionDefinition] | None = None
+    functions: ListOf[FunctionDefinition] | None = None
     function_call: Literal["none", "auto"] | FunctionName | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
@@ -189,7 +189,7 @@ class CreateChatCompletion(SamplingFields):
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: ListOf[Literal["text"]] | None = None
     prediction: dict[str, Any] | None = None
 
     chat_template_kwargs: dict[str, Any] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from burrstone.serving.api.base import UnknownFields, parse_model, reject
+from burrstone.serving.api.base import ListOf, UnknownFields, parse_model, reject
 from burrstone.serving.api.chat_fix import fix_usage
 from burrstone.serving.api.chat_schema import JsonSchemaFormat, ResponseFormat
 from burrstone.serving.api.grammar import check_schema
@@ -28,9 +28,9 @@ def _form(value: Any) -> str | None:
 
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Tag("texts")]
-    | Annotated[list[TokenId], Tag("tokens")]
-    | Annotated[list[list[TokenId]], Tag("token_lists")],
+    | Annotated[ListOf[str], Tag("texts")]
+    | Annotated[ListOf[TokenId], Tag("tokens")]
+    | Annotated[ListOf[ListOf[TokenId]], Tag("token_lists")],
     Discriminator(
         _form,
         custom_error_type="prompt_type",

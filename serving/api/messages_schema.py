@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from burrstone.serving.api.base import PartModel, RequestModel
+from burrstone.serving.api.base import ListOf, PartModel, RequestModel
 
 Cache = dict[str, Any] | None
 
@@ -31,7 +31,7 @@ def _form(value: Any) -> str | None:
 
 def _text_or(kind: Any) -> Any:
     return Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[kind], Tag("blocks")],
+        Annotated[str, Tag("text")] | Annotated[ListOf[kind], Tag("blocks")],
         Discriminator(
             _form, custom_error_type="content_type", custom_error_message="must be a string or a list of blocks"
         ),
@@ -114,9 +114,9 @@ class MessageMetadata(PartModel):
 
 class CountTokens(RequestModel):
     model: str
-    messages: Annotated[list[InputMessage], Field(min_length=1)]
+    messages: Annotated[ListOf[InputMessage], Field(min_length=1)]
     system: _text_or(TextBlock) | None = None  # type: ignore[valid-type]
-    tools: list[AnthropicTool] | None = None
+    tools: ListOf[AnthropicTool] | None = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: Thinking | None = None
     cache_control: Cache = None
@@ -124,7 +124,7 @@ class CountTokens(RequestModel):
 
 class CreateMessage(CountTokens):
     max_tokens: Annotated[int, Field(ge=1, le=2**63 - 1)]
-    stop_sequences: list[str] | None = None
+    stop_sequences: ListOf[str] | None = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from burrstone.serving.api.base import PartModel, RequestModel
+from burrstone.serving.api.base import ListOf, PartModel, RequestModel
 
 
 class InputTextPart(PartModel):
@@ -45,7 +45,7 @@ def _form(value: Any) -> str | None:
 
 
 PartsOrText = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[ItemPart], Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[ListOf[ItemPart], Tag("parts")],
     Discriminator(_form, custom_error_type="content_type", custom_error_message="must be a string or a list of parts"),
 ]
 
@@ -111,7 +111,7 @@ Item = Annotated[
     ),
 ]
 Input = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Item], Tag("items")],
+    Annotated[str, Tag("text")] | Annotated[ListOf[Item], Tag("items")],
     Discriminator(
         lambda value: "text" if isinstance(value, str) else "items" if isinstance(value, list) else None,
         custom_error_type="input_type",
@@ -136,7 +136,7 @@ class NamedTool(PartModel):
 class AllowedTools(PartModel):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: ListOf[NamedTool]
 
 
 ToolChoice = Annotated[
@@ -196,12 +196,12 @@ class CreateResponse(RequestModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    tools: list[FunctionTool] | None = None
+    tools: ListOf[FunctionTool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    include: list[str] | None = None
+    include: ListOf[str] | None = None
     store: bool | None = None
     background: bool | None = None
     stream: bool | None = None

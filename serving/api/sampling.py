@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import Field
 
-from burrstone.serving.api.base import PartModel, RequestModel, reject
+from burrstone.serving.api.base import ListOf, PartModel, RequestModel, reject
 from burrstone.serving.api.grammar import check_choices, check_regex, check_schema, check_text
 from burrstone.serving.config import LimitsConfig
 
@@ -23,7 +23,7 @@ class StructuredOutputs(PartModel):
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: ListOf[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: str | None = None
@@ -40,7 +40,7 @@ class SamplingFields(RequestModel):
     max_tokens: Annotated[int, Field(ge=1, le=_INT64_MAX)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=_INT64_MAX)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | ListOf[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -52,10 +52,10 @@ class SamplingFields(RequestModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=_INT64_MAX)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0, le=2**31)]] | None = None
+    stop_token_ids: ListOf[Annotated[int, Field(ge=0, le=2**31)]] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    bad_words: list[str] | None = None
+    bad_words: ListOf[str] | None = None
     structured_outputs: StructuredOutputs | None = None
     return_token_ids: bool | None = None
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from burrstone.serving.api.base import RequestModel, UnknownFields, parse_model, reject
+from burrstone.serving.api.base import ListOf, RequestModel, UnknownFields, parse_model, reject
 from burrstone.serving.api.chat_schema import Message, Tool
 from burrstone.serving.api.types import JsonObject
 from burrstone.serving.config import LimitsConfig
@@ -15,8 +15,8 @@ class Tokenize(RequestModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[ListOf[Message], Field(min_length=1)] | None = None
+    tools: ListOf[Tool] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
@@ -24,7 +24,7 @@ class Tokenize(RequestModel):
 
 class Detokenize(RequestModel):
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
+    tokens: ListOf[Annotated[int, Field(ge=0, le=2**31 - 1)]]
 
 
 def parse_tokenize(body: JsonObject, limits: LimitsConfig, unknown_fields: UnknownFields) -> Tokenize:

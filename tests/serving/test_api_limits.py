@@ -1,0 +1,61 @@
+"""What a request may hold before the server does any work for it, checked on the parsers themselves."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from burrstone.batching.errors import InvalidRequest
+from burrstone.serving.api import chat, completions
+from burrstone.serving.api.base import RequestModel
+from burrstone.serving.api.chat_schema import CreateChatCompletion
+from burrstone.serving.api.completions import CreateCompletion
+from burrstone.serving.api.messages_schema import CreateMessage
+from burrstone.serving.api.responses_schema import CreateResponse
+from burrstone.serving.api.sizes import MAX_ITEMS
+from burrstone.serving.config import LimitsConfig
+
+LIMITS = LimitsConfig()
+HELLO = [{"role": "user", "content": "hello"}]
+MANY = [0.5] * (MAX_ITEMS + 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("messages", MANY),
+        ("messages", [{"role": "user", "content": MANY}]),
+        ("messages", [0] * (MAX_ITEMS + 1)),
+        ("tools", MANY),
+        ("stop", MANY),
+        ("logit_bias", {str(token): "x" for token in range(MAX_ITEMS + 1)}),
+    ],
+)
+def test_a_body_of_too_many_items_is_refused_unread(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"at most {MAX_ITEMS}") as refused:
+        chat.parse({"model": "m", "messages": HELLO, field: value}, LIMITS, "reject")
+    assert refused.value.param == field
+
+
+@pytest.mark.parametrize("prompt", [[7] * 200_000, [[7] * 200_000, [8] * 3]])
+def test_long_prompts_of_token_ids_are_taken(prompt: Any) -> None:
+    assert completions.parse({"model": "m", "prompt": prompt}, LIMITS, "reject").prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value"),
+    [
+        (CreateChatCompletion, "messages", [0] * 50),
+        (CreateChatCompletion, "messages", [{"role": "user", "content": [0] * 50}] * 50),
+        (CreateChatCompletion, "tools", [{}] * 50),
+        (CreateCompletion, "prompt", [-1] * 50),
+        (CreateCompletion, "prompt", [[-1] * 50] * 50),
+        (CreateResponse, "input", [0] * 50),
+        (CreateMessage, "messages", [{"role": "user", "content": [0] * 50}] * 50),
+    ],
+)
+def test_the_first_bad_item_ends_the_check(model: type[RequestModel], field: str, value: Any) -> None:
+    """Every further error would cost time and memory, of which a body of millions of items has none to spare."""
+    with pytest.raises(ValidationError) as found:
+        model.model_validate({field: value})
+    assert len([error for error in found.value.errors() if error["loc"][0] == field]) <= 2
