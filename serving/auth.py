@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from burrstone.serving.config import AuthConfig, ConfigError
 
 ANONYMOUS_TENANT = "default"
 _MIN_KEY_CHARS = 16
+_DIGEST_MARK = "sha256:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +95,28 @@ def _file_lines(path: Path) -> list[tuple[int, str]]:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     kept = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if not kept:
-        raise ConfigError(f"auth.keys_file: {path} holds no key; write one `name:sha256hex` or plain key a line")
+        raise ConfigError(
+            f"auth.keys_file: {path} holds no key; write a key a line: `key`, `name:key` or `name:sha256:HEX`"
+        )
     return kept
 
 
 def _parse_key(where: str, text: str) -> ApiKey:
-    """`name:<64 hex digits>` (a digest), `name:key`, or a bare key."""
-    name, separator, rest = text.partition(":")
-    secret = rest if separator else text
-    if separator and not name:
-        raise ConfigError(f"{where}: the name before the colon is empty; write `name:key` or the bare key")
-    if len(secret) == 64 and all(c in "0123456789abcdefABCDEF" for c in secret):
+    """`key`, `name:key`, or either with `sha256:` and 64 hex digits in place of the key."""
+    name, separator, secret = text.rpartition(_DIGEST_MARK)
+    if separator:
+        if re.fullmatch(r"[0-9a-fA-F]{64}", secret) is None:
+            raise ConfigError(f"{where}: after `{_DIGEST_MARK}` come the 64 hex digits of the key's SHA-256")
         digest = bytes.fromhex(secret)
-    elif len(secret) < _MIN_KEY_CHARS:
-        raise ConfigError(f"{where}: an API key needs at least {_MIN_KEY_CHARS} characters")
-    elif not (secret.isascii() and secret.isprintable()):
-        raise ConfigError(f"{where}: an API key is printable ASCII, as headers carry nothing else unchanged")
+        named, name = bool(name), name.removesuffix(":")
     else:
+        name, separator, rest = text.partition(":")
+        named, secret = bool(separator), rest if separator else text
+        if len(secret) < _MIN_KEY_CHARS:
+            raise ConfigError(f"{where}: an API key needs at least {_MIN_KEY_CHARS} characters")
+        if not (secret.isascii() and secret.isprintable()):
+            raise ConfigError(f"{where}: an API key is printable ASCII, as headers carry nothing else unchanged")
         digest = hashlib.sha256(secret.encode()).digest()
-    return ApiKey(tenant=name if separator else f"key-{digest.hex()[:8]}", digest=digest)
+    if named and not name:
+        raise ConfigError(f"{where}: the name before the colon is empty; write `name:key` or the bare key")
+    return ApiKey(tenant=name if named else f"key-{digest.hex()[:8]}", digest=digest)

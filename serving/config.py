@@ -88,7 +88,9 @@ class LimitsConfig(_Section):
     max_choices: int = Field(1000, ge=1, description="Entries in `structured_outputs.choice`.")
     max_prompts: int = Field(64, ge=1, description="Prompts in one completions or embeddings request.")
     default_max_tokens: int = Field(1024, ge=1, description="Output tokens when the request names no limit.")
-    max_queued_requests: int = Field(512, ge=1, description="Requests in flight before 429.")
+    max_queued_requests: int = Field(
+        512, ge=1, description="Generations in flight before 429; every prompt of a request is one."
+    )
     request_timeout_s: float = Field(1800.0, gt=0, description="Longest a request may run, in seconds.")
 
 
@@ -131,7 +133,9 @@ class TlsConfig(_Section):
 class AuthConfig(_Section):
     """API keys. None configured: loopback only."""
 
-    keys_file: Path | None = Field(None, description="File with one `name:sha256hex` or plain key a line.")
+    keys_file: Path | None = Field(
+        None, description="File with a key a line: `key`, `name:key`, or `name:sha256:HEX` with its digest."
+    )
     keys_env: str = Field("BURRSTONE_API_KEYS", description="Environment variable with comma-separated keys.")
 
 

@@ -7,7 +7,7 @@ metadata, admission, the deadline, metering and engine death are handled once fo
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -67,14 +67,32 @@ class EngineSeam:
 
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Generate for the current call. Closing the generator aborts the request in the engine."""
-        return self._generate(current_call.get(), prompt, sampling_params, request_id, kwargs)
+        call = current_call.get()
+        structured = sampling_params.structured_outputs is not None
 
-    def encode(self, prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        async def begin() -> AsyncGenerator[Any, None]:
+            if structured:
+                await self._check_grammar(call, sampling_params)
+            self._apply_metadata(call, sampling_params, kwargs)
+            outputs = self._engine.generate(_of_tenant(prompt, call.meta), sampling_params, request_id, **kwargs)
+            return _grammar_followed(outputs, call) if structured else outputs
+
+        return self._run(
+            call, request_id, begin, whole=sampling_params.output_kind == vllm.RequestOutputKind.FINAL_ONLY
+        )
+
+    def encode(self, prompt: Any, pooling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Pool for the current call."""
-        meta = current_call.get().meta
-        kwargs["priority"] = meta.priority
-        pooled: AsyncGenerator[Any, None] = self._engine.encode(_of_tenant(prompt, meta), *args, **kwargs)
-        return pooled
+        call = current_call.get()
+        kwargs["priority"] = call.meta.priority
+
+        async def begin() -> AsyncGenerator[Any, None]:
+            pooled: AsyncGenerator[Any, None] = self._engine.encode(
+                _of_tenant(prompt, call.meta), pooling_params, request_id, **kwargs
+            )
+            return pooled
+
+        return self._run(call, request_id, begin, whole=True)
 
     async def abandon(self, call: Call) -> None:
         """Abort whatever of this call is still in the engine. Idempotent; for when nobody reads on."""
@@ -87,25 +105,26 @@ class EngineSeam:
             call.failure = call.failure or failure
         await self._engine.abort(list(self._running))
 
-    async def _generate(
-        self, call: Call, prompt: Any, sampling_params: Any, request_id: str, kwargs: dict[str, Any]
+    async def _run(
+        self, call: Call, request_id: str, begin: Callable[[], Awaitable[AsyncGenerator[Any, None]]], *, whole: bool
     ) -> AsyncGenerator[Any, None]:
+        """Everything that holds for each generation. `whole`: the engine answers once, with all tokens."""
         expiry: asyncio.TimerHandle | None = None
         self._running[request_id] = call
         call.active.add(request_id)
         self._metrics.running.inc()
+        prefilled = False
         try:
             self._admit(call)
-            if sampling_params.structured_outputs is not None:
-                await self._check_grammar(sampling_params)
-            self._apply_metadata(call, sampling_params, kwargs)
+            outputs = await begin()
             expiry = self._arm_deadline(call, request_id)
-            outputs = self._engine.generate(_of_tenant(prompt, call.meta), sampling_params, request_id, **kwargs)
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
-                    self._meter(call, output)
-                    if sampling_params.structured_outputs is not None and _broke(output):
-                        call.failure = call.failure or InvalidRequest(_BAD_GRAMMAR, code="invalid_value")
+                    new_tokens = _num_new_tokens(output)
+                    call.output_tokens += new_tokens
+                    if not prefilled and (new_tokens or output.finished):
+                        prefilled = True
+                        self._meter_prompt(call, output, whole=whole)
                     if output.finished and call.failure is not None:
                         raise call.failure
                     yield output
@@ -135,10 +154,16 @@ class EngineSeam:
         if call.meta.deadline_s is not None and call.meta.deadline_s <= time.monotonic():
             raise DeadlineExceeded("The deadline had passed before the request reached the engine.")
 
-    async def _check_grammar(self, sampling_params: Any) -> None:
+    async def _check_grammar(self, call: Call, sampling_params: Any) -> None:
         # Off the event loop: a hostile grammar takes seconds, in which every other stream would stand still.
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._grammar_checks, vllm.check_grammar, self._engine, sampling_params)
+        check = loop.run_in_executor(self._grammar_checks, vllm.check_grammar, self._engine, sampling_params)
+        remaining_s = None if call.meta.deadline_s is None else call.meta.deadline_s - time.monotonic()
+        try:
+            async with asyncio.timeout(remaining_s):
+                await check
+        except TimeoutError as error:
+            raise DeadlineExceeded("The deadline passed while the request's grammar was being checked.") from error
 
     def _apply_metadata(self, call: Call, sampling_params: Any, kwargs: dict[str, Any]) -> None:
         meta = call.meta
@@ -169,24 +194,32 @@ class EngineSeam:
 
         return loop.call_later(call.meta.deadline_s - time.monotonic(), expire)
 
-    def _meter(self, call: Call, output: Any) -> None:
-        new_tokens = sum(len(choice.token_ids) for choice in output.outputs)
-        if new_tokens and call.first_token_s is None:
+    def _meter_prompt(self, call: Call, output: Any, *, whole: bool) -> None:
+        if call.first_token_s is None:
             call.first_token_s = time.monotonic()
-            self._metrics.time_to_first_token_s.observe(call.first_token_s - call.started_s)
-            call.prompt_tokens += len(output.prompt_token_ids or ())
-            call.cached_tokens += output.num_cached_tokens or 0
-        call.output_tokens += new_tokens
+            if not whole:
+                self._metrics.time_to_first_token_s.observe(call.first_token_s - call.started_s)
+        call.prompt_tokens += len(output.prompt_token_ids or ())
+        call.cached_tokens += output.num_cached_tokens or 0
+
+
+def _num_new_tokens(output: Any) -> int:
+    choices = output.outputs
+    return sum(len(choice.token_ids) for choice in choices) if isinstance(choices, list) else 0
+
+
+async def _grammar_followed(outputs: AsyncGenerator[Any, None], call: Call) -> AsyncGenerator[Any, None]:
+    """The outputs; a request that the engine gave up (the grammar would not compile, or allowed no token) has failed."""
+    async with contextlib.aclosing(outputs):
+        async for output in outputs:
+            if output.finished and any(choice.finish_reason == "error" for choice in output.outputs):
+                call.failure = call.failure or InvalidRequest(_BAD_GRAMMAR, code="invalid_value")
+            yield output
 
 
 def _of_tenant(prompt: Any, meta: RequestMeta) -> Any:
     """The engine input with the tenant as its cache salt: tenants share no prefix, so none can time another's prompts."""
     return {**prompt, "cache_salt": f"tenant:{meta.tenant}"}
-
-
-def _broke(output: Any) -> bool:
-    """Whether the engine gave a request up. With a grammar: it would not compile, or no token satisfied it."""
-    return bool(output.finished) and any(choice.finish_reason == "error" for choice in output.outputs)
 
 
 def known_failure(error: Exception) -> ServeError | None:

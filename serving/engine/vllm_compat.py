@@ -22,7 +22,7 @@ from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 from vllm.exceptions import GracefulHTTPError, QueueOverflowError, VLLMClientError
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -48,6 +48,7 @@ __all__ = [
     "GracefulHTTPError",
     "LoRAModulePath",
     "QueueOverflowError",
+    "RequestOutputKind",
     "TokenizeChatRequest",
     "TokenizeCompletionRequest",
     "VLLMClientError",

@@ -46,10 +46,18 @@ def test_anything_but_the_key_is_refused(presented: str | None) -> None:
 def test_a_digest_stands_for_its_key_and_is_no_key_itself() -> None:
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     for text in (digest, digest.upper()):
-        keys = keys_of(f"anna:{text}")
+        keys = keys_of(f"anna:sha256:{text}")
         assert keys.tenant(KEY) == "anna"
         with pytest.raises(Unauthenticated):
             keys.tenant(text)
+    assert keys_of(f"sha256:{digest}").tenant(KEY) == f"key-{digest[:8]}"
+
+
+def test_a_key_of_64_hex_digits_is_a_key() -> None:
+    key = "0123456789abcdef" * 4
+    assert keys_of(f"anna:{key}").tenant(key) == "anna"
+    with pytest.raises(ConfigError, match="64 hex digits"):
+        keys_of("anna:sha256:abc")
 
 
 def test_no_key_is_kept_in_the_clear() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -59,6 +60,8 @@ class FakeEngine:
         finally:
             self.closed.append(request_id)
 
+    encode = generate
+
     async def abort(self, request_ids: str | list[str]) -> None:
         for request_id in [request_ids] if isinstance(request_ids, str) else request_ids:
             self.aborted.append(request_id)
@@ -80,7 +83,12 @@ class Bench:
 
     def start(self, call: Call, request_id: str = "r", **params: Any) -> AsyncGenerator[Any, None]:
         current_call.set(call)
-        params = {"extra_args": None, "max_tokens": 100, "structured_outputs": None} | params
+        params = {
+            "extra_args": None,
+            "max_tokens": 100,
+            "structured_outputs": None,
+            "output_kind": vllm.RequestOutputKind.DELTA,
+        } | params
         return self.seam.generate({"prompt_token_ids": [1, 2, 3]}, SimpleNamespace(**params), request_id)
 
     def metric(self, name: str) -> float | None:
@@ -106,6 +114,31 @@ async def test_tokens_are_metered() -> None:
     assert (here.prompt_tokens, here.cached_tokens, here.output_tokens) == (3, 2, 5)
     assert here.first_token_s is not None and bench.metric("time_to_first_token_seconds_count") == 1
     assert bench.idle() and not here.active and not bench.engine.aborted
+
+
+async def test_every_prompt_of_a_call_is_metered() -> None:
+    bench, here = Bench(), call()
+    for name in ("a", "b"):
+        bench.send(output(1), output(1, finished=True), request_id=name)
+        await drain(bench.start(here, name))
+    assert (here.prompt_tokens, here.cached_tokens, here.output_tokens) == (6, 4, 4)
+
+
+async def test_a_whole_answer_says_nothing_of_its_first_token() -> None:
+    bench, here = Bench(), call()
+    bench.send(output(5, finished=True))
+    await drain(bench.start(here, output_kind=vllm.RequestOutputKind.FINAL_ONLY))
+    assert here.output_tokens == 5 and bench.metric("time_to_first_token_seconds_count") == 0
+
+
+async def test_the_deadline_runs_while_a_grammar_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = threading.Event()
+    monkeypatch.setattr(vllm, "check_grammar", lambda *_: checked.wait(30))
+    bench, here = Bench(), call(deadline_s=time.monotonic() + 0.05)
+    with pytest.raises(DeadlineExceeded, match="grammar"):
+        await drain(bench.start(here, structured_outputs={"regex": "a"}))
+    checked.set()
+    assert not bench.engine.seen and bench.idle()
 
 
 async def test_metadata_reaches_the_scheduler() -> None:
@@ -214,6 +247,19 @@ async def test_a_full_queue_refuses_and_the_next_place_is_free_again() -> None:
     await first.aclose()
     bench.send(output(1, finished=True), request_id="third")
     assert await drain(bench.start(call(), "third")) == 1
+
+
+async def test_pooling_is_admitted_and_metered_as_generating_is() -> None:
+    bench, here = Bench(), call(priority=2)
+    pooled = SimpleNamespace(outputs=object(), finished=True, prompt_token_ids=[1, 2, 3], num_cached_tokens=0)
+    bench.send(pooled)
+    current_call.set(here)
+    assert await drain(bench.seam.encode({"prompt_token_ids": [1, 2, 3]}, object(), "r")) == 1
+    assert bench.engine.seen["r"].kwargs["priority"] == 2
+    assert (here.prompt_tokens, here.output_tokens) == (3, 0) and bench.idle()
+    bench.engine.errored = True
+    with pytest.raises(NotReady):
+        await drain(bench.seam.encode({"prompt_token_ids": [1]}, object(), "s"))
 
 
 async def test_a_dead_engine_takes_nothing() -> None:

@@ -196,6 +196,11 @@ def test_errors_the_seam_tells_apart() -> None:
     assert not issubclass(vllm.GracefulHTTPError, vllm.VLLMClientError)
 
 
+@contract("RequestOutputKind")
+def test_whole_answers_are_told_from_streams() -> None:
+    assert vllm.RequestOutputKind.FINAL_ONLY is not vllm.RequestOutputKind.DELTA
+
+
 @contract("create_error_response", "ErrorResponse")
 @pytest.mark.parametrize(
     ("error", "status"),
