@@ -4,15 +4,27 @@ from collections.abc import Mapping
 
 from ray import serve
 
+from burrstone.serving.auth import Authenticator
 from burrstone.serving.config import ServeConfig
 from burrstone.serving.replica import EngineReplica
 
 APP_NAME = "burrstone"
 DEPLOYMENT_NAME = "engine"
+_ANY_SHARE = 0.001  # of a node's own resource, of which each node has 1
 
 
-def build(config: ServeConfig, environment: Mapping[str, str], *, num_gpus: int = 0) -> serve.Application:
-    """One engine replica that Serve health-checks and replaces. `environment` is set before its process starts."""
+def build(
+    config: ServeConfig,
+    environment: Mapping[str, str],
+    authenticator: Authenticator,
+    *,
+    num_gpus: int = 0,
+    node_ip: str | None = None,
+) -> serve.Application:
+    """One engine replica that Serve health-checks and replaces, on the node of `node_ip` or on any.
+
+    `environment` is set before its process starts; `authenticator` carries digests of keys, never keys.
+    """
     replica = config.replica
     application: serve.Application = (
         serve.deployment(EngineReplica)
@@ -29,9 +41,10 @@ def build(config: ServeConfig, environment: Mapping[str, str], *, num_gpus: int 
             ray_actor_options={
                 "num_cpus": 0,
                 "num_gpus": num_gpus,
+                "resources": {} if node_ip is None else {f"node:{node_ip}": _ANY_SHARE},
                 "runtime_env": {"env_vars": dict(environment)},
             },
         )
-        .bind(config.model_dump_json())
+        .bind(config.model_dump_json(), authenticator)
     )
     return application

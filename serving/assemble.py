@@ -51,7 +51,10 @@ class Engine:
 async def start_engine(
     config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics, registry: CollectorRegistry
 ) -> Engine:
-    """Load, compile, warm up. The event loop stays free, so that /health and /ready answer meanwhile."""
+    """Load, compile, warm up. The event loop stays free, so that /health and /ready answer meanwhile.
+
+    `config.profile` is a real one, not `auto`.
+    """
     started_s = time.monotonic()
     with _without_collections():
         engine = await _start(config, lifecycle, metrics, registry)
@@ -73,7 +76,7 @@ def _without_collections() -> Iterator[None]:
 
 async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics, registry: CollectorRegistry) -> Engine:
     lifecycle.detail = "importing vLLM"
-    if _on_cpu(config) and config.engine.kind == "vllm":
+    if config.profile == "cpu" and config.engine.kind == "vllm":
         forkserver.start()
     # Importing vLLM takes seconds of pure Python: off the loop, or /ready would hang.
     arguments = await asyncio.to_thread(importlib.import_module, "burrstone.serving.engine.arguments")
@@ -84,9 +87,8 @@ async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics,
 
     lifecycle.detail = "loading the model"
     model = await asyncio.to_thread(models.resolve_model, config.model, config.cache_dir.expanduser())
-    engine_args = arguments.engine_arguments(
-        config, model, kv_cache_bytes=_kv_cache_bytes(config, models.model_config(model.path))
-    )
+    kv_bytes = await asyncio.to_thread(_kv_cache_bytes, config, models.model_config(model.path))
+    engine_args = arguments.engine_arguments(config, model, kv_cache_bytes=kv_bytes)
     lifecycle.detail = "starting the engine: loading weights, compiling"
     llm = await _start_llm(config, engine_args)
     try:
@@ -102,13 +104,9 @@ async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics,
     return Engine(api, seam)
 
 
-def _on_cpu(config: ServeConfig) -> bool:
-    return (detect().profile if config.profile == "auto" else config.profile) == "cpu"
-
-
 def _kv_cache_bytes(config: ServeConfig, model_config: dict[str, Any]) -> int | None:
     """Sized here on the CPU, where vLLM would claim nearly all memory; left to vLLM's profiling run elsewhere."""
-    if not _on_cpu(config):
+    if config.profile != "cpu":
         return None if config.engine.kv_cache_gib is None else int(config.engine.kv_cache_gib * 2**30)
     hardware = detect()
     check_cpu(config, hardware)
@@ -121,7 +119,7 @@ async def _start_llm(config: ServeConfig, engine_args: Any) -> Any:
         script = importlib.import_module("burrstone.serving.engine.script")
         return await scripted.start_scripted(engine_args, script.load_script(config.engine.script))
     compat = importlib.import_module("burrstone.serving.engine.vllm_compat")
-    if not _on_cpu(config):
+    if config.profile != "cpu":
         return await asyncio.to_thread(compat.AsyncLLM.from_engine_args, engine_args)
     with compat.core_from_forkserver():
         return await asyncio.to_thread(compat.AsyncLLM.from_engine_args, engine_args)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import warnings
@@ -9,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from burrstone.serving.auth import Authenticator
 from burrstone.serving.config import ConfigError, ServeConfig
 from burrstone.serving.engine.cpu import check_cpu, cpu_environment
+from burrstone.serving.engine.environment import shared_environment
 from burrstone.serving.hardware import Hardware
 
 APP_NAME = "burrstone"
@@ -47,15 +50,20 @@ class DeployState:
 class Cluster:
     """One application on one Ray Serve instance. RAY_ADDRESS joins a running cluster; otherwise Ray starts here."""
 
-    def __init__(self, config: ServeConfig, hardware: Hardware) -> None:
-        self._config = config
-        self._hardware = hardware
-        self._environment = engine_environment(config, hardware)
-        self.joined = "RAY_ADDRESS" in os.environ
+    def __init__(self, config: ServeConfig, hardware: Hardware, authenticator: Authenticator) -> None:
+        # Decided once, here: what the replica is given must fit what it then does.
+        self._config = config.model_copy(update={"profile": _profile(config, hardware)})
+        self._environment = engine_environment(self._config, hardware)
+        self._authenticator = authenticator
+        self._deployed = False
+        self.joined = bool(os.environ.get("RAY_ADDRESS"))
         self._session_dir: str | None = None
 
     def start(self) -> None:
-        """Start Ray if need be and deploy. Returns before the engine is ready; watch /ready and state()."""
+        """Start Ray if need be and deploy. Returns before the engine is ready; watch /ready and state().
+
+        Raises ConfigError when the cluster that was joined runs a server of ours already.
+        """
         wanted = _RAY_ENVIRONMENT
         if not self.joined:
             # Serve's replicas listen on every address whatever Ray does; only holders of the token may speak to them.
@@ -80,7 +88,20 @@ class Cluster:
             self._session_dir = None if self.joined else context.address_info["session_dir"]
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-        application = build(self._config, self._environment, num_gpus=self._num_gpus())
+        if APP_NAME in serve.status().applications:
+            raise ConfigError(
+                f"the Ray cluster at RAY_ADDRESS runs an application {APP_NAME!r} already; stop that server first, "
+                "or unset RAY_ADDRESS to start a Ray of this server's own"
+            )
+        self._deployed = True
+        application = build(
+            self._config,
+            self._environment,
+            self._authenticator,
+            num_gpus=num_gpus(self._config),
+            # The listeners are on this machine's addresses, so the replica must be on this machine.
+            node_ip=ray.util.get_node_ip_address() if self.joined else None,
+        )
         serve.run_many(
             [serve.RunTarget(application, name=APP_NAME, route_prefix=None)], wait_for_applications_running=False
         )
@@ -118,25 +139,34 @@ class Cluster:
 
         if not ray.is_initialized():
             return
-        if self.joined:
+        if self.joined and self._deployed:
             with contextlib.suppress(Exception):  # Serve may be gone already
                 serve.delete(APP_NAME)
         # Serve's own threads go on for a moment without Ray, and would report what they then miss.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         ray.shutdown()
 
-    def _num_gpus(self) -> int:
-        return self._config.engine.tensor_parallel_size if self._hardware.profile == "cuda" else 0
+
+def num_gpus(config: ServeConfig) -> int:
+    """GPUs that the engine's workers need together; `config.profile` is a real one, not `auto`."""
+    if config.profile != "cuda":
+        return 0
+    further = (config.engine.vllm_args.get(key) for key in ("pipeline_parallel_size", "data_parallel_size"))
+    return config.engine.tensor_parallel_size * math.prod(size for size in further if isinstance(size, int))
 
 
 def engine_environment(config: ServeConfig, hardware: Hardware) -> Mapping[str, str]:
     """What the replica's process and its children must find in their environment. Raises ConfigError for what cannot work."""
-    profile = hardware.profile if config.profile == "auto" else config.profile
+    profile = _profile(config, hardware)
     if profile == "cpu":
         check_cpu(config, hardware)
         return cpu_environment(config, hardware)
     if profile == "cuda":
-        return {}
+        return shared_environment(config, os.environ)
     raise ConfigError(
         f"profile {profile!r}: this release plans for Neuron but does not serve on it yet; use profile cpu or cuda"
     )
+
+
+def _profile(config: ServeConfig, hardware: Hardware) -> str:
+    return hardware.profile if config.profile == "auto" else config.profile

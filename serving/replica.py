@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 
 from burrstone.serving.assemble import Engine, start_engine
-from burrstone.serving.auth import check_bind, load_keys
+from burrstone.serving.auth import Authenticator, check_bind
 from burrstone.serving.config import ServeConfig
 from burrstone.serving.edges.documents import documents
 from burrstone.serving.edges.grpc_listener import GrpcListener
@@ -29,7 +29,7 @@ _LAST_WORDS_S = 5.0
 class EngineReplica:
     """Listens from its first moment (503 while starting), then serves until drained."""
 
-    async def __init__(self, config_json: str) -> None:  # type: ignore[misc]
+    async def __init__(self, config_json: str, authenticator: Authenticator) -> None:  # type: ignore[misc]
         config = ServeConfig.model_validate_json(config_json)
         _configure_logging(config)
         self._config = config
@@ -38,7 +38,6 @@ class EngineReplica:
         self._listeners: list[HttpListener | GrpcListener] = []
         self._drained = False
         metrics = ApiMetrics(REGISTRY)
-        authenticator = load_keys(config.auth)
         check_bind(config.http.host, authenticator)
         await self._listen(config, metrics, authenticator)
         try:
@@ -49,7 +48,7 @@ class EngineReplica:
         self._lifecycle.open(self._engine.api)
         metrics.ready.set_function(lambda: float(self._lifecycle.ready))
 
-    async def _listen(self, config: ServeConfig, metrics: ApiMetrics, authenticator: Any) -> None:
+    async def _listen(self, config: ServeConfig, metrics: ApiMetrics, authenticator: Authenticator) -> None:
         app = HttpApi(
             config, self._lifecycle, authenticator, metrics, REGISTRY, documents(config), version("burrstone")
         )

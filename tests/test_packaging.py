@@ -18,7 +18,7 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, str] = SETUPTOOLS["package-dir"]
 ROOMS = ("serving", "batching", "bench", "kernels", "quant")
 # Run by path while developing; the stubs it writes below itself are the package burrstone.openai.
-NOT_PACKAGES = {"serving/proto"}
+NOT_PACKAGES = {"serving/proto", "bench/results"}
 
 
 def code_folders(root: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from burrstone.serving.auth import check_bind, load_keys
+from burrstone.serving.auth import Authenticator, check_bind, load_keys
 from burrstone.serving.cli.flags import add_config_flags, config_from_flags
 from burrstone.serving.cli.progress import Progress
 from burrstone.serving.config import ConfigError, ServeConfig
@@ -36,22 +36,23 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = config_from_flags(arguments).config
-    check_bind(config.http.host, load_keys(config.auth))
+    authenticator = load_keys(config.auth)
+    check_bind(config.http.host, authenticator)
     try:
-        return _serve(config)
+        return _serve(config, authenticator)
     except KeyboardInterrupt:
         print("Stopped at once; running requests were ended.", file=sys.stderr)
         return _EXIT_INTERRUPTED
 
 
-def _serve(config: ServeConfig) -> int:
+def _serve(config: ServeConfig, authenticator: Authenticator) -> int:
     stop = threading.Event()
     _handle_signals(stop)
     with Progress() as progress:
         progress.say("looking at the hardware")
         hardware = detect()
         model = resolve_model(config.model, config.cache_dir.expanduser(), progress.say)
-        cluster = Cluster(config, hardware)
+        cluster = Cluster(config, hardware, authenticator)
         if not cluster.joined:
             _check_ports(config)
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from burrstone.serving.config import ConfigError, ServeConfig
+from burrstone.serving.engine.environment import shared_environment
 from burrstone.serving.hardware import Hardware
 
 # Below this many cores, one kept free for the front end costs more than it brings.
@@ -26,18 +27,11 @@ _TCMALLOC = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 
 def cpu_environment(config: ServeConfig, hardware: Hardware, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What the engine's processes need in their environment. What the user has set already is kept."""
-    cache = config.cache_dir.expanduser()
     wanted = {
         "VLLM_CPU_OMP_THREADS_BIND": omp_binding(hardware.cores, config.engine.tensor_parallel_size),
-        "VLLM_CACHE_ROOT": str(cache / "vllm"),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         "VLLM_HOST_IP": "127.0.0.1",  # one machine: the engine's processes talk over loopback only
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
     }
-    environment = {key: environ.get(key, value) for key, value in wanted.items()}
+    environment = shared_environment(config, environ) | {key: environ.get(key, value) for key, value in wanted.items()}
     preload = [path for path in (libiomp5(), tcmalloc()) if path is not None]
     already = environ.get("LD_PRELOAD", "")
     environment["LD_PRELOAD"] = ":".join([*([already] if already else []), *map(str, preload)])

@@ -5,19 +5,23 @@ import functools
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from typing import Any
 
 from burrstone.serving.engine.forkserver import FORKSERVER_ENV
 
 _PR_SET_PDEATHSIG = 1
+_PARENT_POLL_S = 0.5
 
 
 def register() -> None:
-    """Prepare this process for vLLM on a CPU. Does nothing where there is nothing to do."""
+    """Prepare this process for vLLM. Does nothing where there is nothing to do."""
     import torch
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
+        end_with_parent()
         return
     prepare_engine_core()
     request_amx_permission(torch)
@@ -34,6 +38,24 @@ def prepare_engine_core() -> None:
         return
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_with_parent() -> None:
+    """In a process that multiprocessing spawned: end when its parent is gone, or a killed replica's core keeps the GPU.
+
+    A thread that watches, for the kernel's own signal comes as soon as the spawning thread ends.
+    """
+    name = "burrstone-parent-watch"
+    if multiprocessing.parent_process() is None or any(thread.name == name for thread in threading.enumerate()):
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name=name, daemon=True).start()
 
 
 def request_amx_permission(torch: Any) -> bool:

@@ -4,6 +4,9 @@ import ctypes
 import importlib.metadata
 import multiprocessing
 import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from vllm import platforms
 from vllm.plugins import load_plugins_by_group
+from waiting import wait_until
 
 from burrstone.serving.engine import plugin
 from burrstone.serving.engine.forkserver import FORKSERVER_ENV
@@ -128,3 +132,33 @@ def test_only_cores_of_ours_fork_their_worker(
     prepare_engine_core()
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == ("fork" if forks else "spawn")
     assert len(controlled) == forks
+
+
+_PARENT = """
+import multiprocessing, os, time
+from burrstone.serving.engine.plugin import end_with_parent
+
+def child(pids):
+    end_with_parent()
+    pids.put(os.getpid())
+    time.sleep(600)
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    pids = spawn.Queue()
+    spawn.Process(target=child, args=(pids,)).start()
+    print(pids.get(), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_spawned_process_ends_with_its_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = Path("/proc") / parent.stdout.readline().strip()
+        assert child.is_dir()
+        parent.kill()
+    # A zombie that nobody reaps (process 1 may not) has ended as well.
+    wait_until(lambda: not child.is_dir() or "\nState:\tZ" in (child / "status").read_text())

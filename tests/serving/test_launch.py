@@ -1,0 +1,54 @@
+"""What the replica is given: environment, GPUs, and whose Ray it runs on."""
+
+from typing import Any
+
+import pytest
+
+from burrstone.serving.auth import Authenticator
+from burrstone.serving.config import ConfigError, ServeConfig
+from burrstone.serving.hardware import Hardware
+from burrstone.serving.launch import Cluster, engine_environment, num_gpus
+
+
+def machine(profile: str) -> Hardware:
+    return Hardware(profile, (0, 1), 20 * 2**30, frozenset(), (), 0, "")
+
+
+def config(**fields: Any) -> ServeConfig:
+    return ServeConfig.model_validate({"cache_dir": "/cache"} | fields)
+
+
+@pytest.mark.parametrize(
+    ("profile", "engine", "expected"),
+    [
+        ("cpu", {"tensor_parallel_size": 2}, 0),
+        ("cuda", {}, 1),
+        ("cuda", {"tensor_parallel_size": 4}, 4),
+        ("cuda", {"tensor_parallel_size": 2, "vllm_args": {"pipeline_parallel_size": 3}}, 6),
+        ("cuda", {"vllm_args": {"data_parallel_size": 2}}, 2),
+    ],
+)
+def test_every_worker_has_its_gpu(profile: str, engine: dict[str, Any], expected: int) -> None:
+    assert num_gpus(config(profile=profile, engine=engine)) == expected
+
+
+@pytest.mark.parametrize("profile", ["cpu", "cuda"])
+def test_caches_are_ours_and_nothing_is_reported_anywhere(profile: str) -> None:
+    environment = engine_environment(config(), machine(profile))
+    assert environment["VLLM_CACHE_ROOT"] == "/cache/vllm"
+    assert environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == "1"
+    assert ("VLLM_CPU_OMP_THREADS_BIND" in environment) is (profile == "cpu")
+
+
+def test_the_configured_profile_wins_over_the_machines() -> None:
+    assert "VLLM_CPU_OMP_THREADS_BIND" in engine_environment(config(profile="cpu"), machine("cuda"))
+    with pytest.raises(ConfigError, match="Neuron"):
+        engine_environment(config(profile="neuron-inf2"), machine("cpu"))
+
+
+@pytest.mark.parametrize(("address", "joined"), [(None, False), ("", False), ("auto", True)])
+def test_an_empty_address_is_no_cluster(monkeypatch: pytest.MonkeyPatch, address: str | None, joined: bool) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert Cluster(config(), machine("cpu"), Authenticator(())).joined is joined
