@@ -55,7 +55,7 @@ def _commands(ports: Contenders, say: Callable[[str], None]) -> dict[str, tuple[
     bare = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", model.path]
     bare += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(ports.bare_port)]
     bare += ["--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory-bytes", str(int(_KV_GIB * 2**30))]
-    bare += ["--seed", "0", "--enable-prompt-tokens-details", "--max-logprobs", "20"]
+    bare += ["--seed", "0", "--enable-prompt-tokens-details", "--max-logprobs", "20", "--disable-uvicorn-access-log"]
     ours = [sys.executable, "-m", "burrstone.serving.cli.main", "serve"]
     ours += ["--http-port", str(ports.http_port), "--grpc-port", str(ports.grpc_port)]
     ours += ["--max-model-len", str(MAX_MODEL_LEN), "--engine.kv-cache-gib", str(_KV_GIB)]

@@ -1,10 +1,11 @@
 """Streaming clients that cost as little as a client can: on a small machine their cycles are the server's.
 
-HTTP is spoken over a bare socket and frames are counted, not decoded; gRPC replies stay bytes.
+HTTP is spoken over a bare socket and frames are searched, not decoded; gRPC replies stay bytes but for the ends.
 """
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,16 +16,21 @@ from burrstone.openai.v1 import chat_pb2, completions_pb2
 from burrstone.serving.edges.proto_convert import from_json
 
 _SERVICE = "/burrstone.openai.v1."
+_COMPLETION_TOKENS = re.compile(rb'"completion_tokens":(\d+)')
 _ROUTES = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Times from just before sending, in seconds; `frames` counts stream messages that carry text or the end."""
+    """Times from just before sending, in seconds; `num_tokens` is what the server's usage says."""
 
     first_s: float
     total_s: float
-    frames: int
+    num_tokens: int
+
+
+class CutAnswer(RuntimeError):
+    """A stream that ended without text or without its usage: it failed, and must not count as an answer."""
 
 
 class StreamClient(Protocol):
@@ -42,7 +48,7 @@ class HttpClient:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def stream(self, body: dict[str, Any]) -> Answer:
-        payload = json.dumps(body | {"stream": True}).encode()
+        payload = json.dumps(body | {"stream": True, "stream_options": {"include_usage": True}}).encode()
         head = (
             f"POST {self._route} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(payload)}\r\n\r\n"
@@ -53,18 +59,22 @@ class HttpClient:
         headers = await reader.readuntil(b"\r\n\r\n")
         if not headers.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"{headers!r} {await reader.read(2000)!r}")
-        first_s, frames = 0.0, 0
+        first_s, usage = 0.0, b""
         while True:
             size = int(await reader.readline(), 16)
             chunk = await reader.readexactly(size + 2)
             if size == 0:
                 break
-            frames += chunk.count(b"data: {")
+            if b'"completion_tokens":' in chunk:
+                usage = chunk
             # The first frame of a chat stream says only who speaks; the token comes with the second.
             if not first_s and (b'"text":' in chunk or b'"content":"' in chunk.replace(b'"content":""', b"")):
                 first_s = time.perf_counter() - started_s
         self._idle.append((reader, writer))
-        return Answer(first_s, time.perf_counter() - started_s, frames)
+        found = _COMPLETION_TOKENS.search(usage)
+        if not first_s or found is None:
+            raise CutAnswer(f"the stream ended with {chunk!r}")
+        return Answer(first_s, time.perf_counter() - started_s, int(found[1]))
 
     async def close(self) -> None:
         for _, writer in self._idle:
@@ -97,18 +107,20 @@ class GrpcClient:
         self._chat = chat
 
     async def stream(self, body: dict[str, Any]) -> Answer:
-        request = from_json(self._request, {"params": body})
+        request = from_json(self._request, {"params": body, "stream_options": {"include_usage": True}})
         started_s = time.perf_counter()
-        first_s, frames = 0.0, 0
-        async for frame in self._call(request):
-            frames += 1
-            if not first_s and self._has_text(frame):
+        first_s, last = 0.0, b""
+        async for last in self._call(request):
+            if not first_s and self._has_text(last):
                 first_s = time.perf_counter() - started_s
-        return Answer(first_s, time.perf_counter() - started_s, frames)
+        num_tokens = int(self._reply.FromString(last).usage.completion_tokens)
+        if not first_s or not num_tokens:
+            raise CutAnswer(f"the stream ended with {last!r}")
+        return Answer(first_s, time.perf_counter() - started_s, num_tokens)
 
     async def close(self) -> None:
         await self._channel.close()
 
     def _has_text(self, frame: bytes) -> bool:
-        choice: Any = self._reply.FromString(frame).choices[0]
-        return bool(choice.delta.content if self._chat else choice.text)
+        choices: Any = self._reply.FromString(frame).choices
+        return any(choice.delta.content if self._chat else choice.text for choice in choices)

@@ -2,11 +2,12 @@
 
 import asyncio
 
+import grpc
 import pytest
 
 from burrstone.bench.contenders import MODEL
 from burrstone.bench.overhead import CONCURRENCIES, OverheadPlan, Samples, summarize, table
-from burrstone.bench.stream_client import GrpcClient, HttpClient, StreamClient
+from burrstone.bench.stream_client import CutAnswer, GrpcClient, HttpClient, StreamClient
 from harness import Server
 
 BODY = {"model": MODEL, "max_tokens": 16, "temperature": 0.0}
@@ -42,8 +43,16 @@ async def test_the_clients_see_the_first_text(scripted: Server, wire: str, api: 
     for _ in range(2):  # the second request takes the first one's connection
         answer = await client.stream(BODY | prompt)
         assert 0 < answer.first_s <= answer.total_s
-        assert answer.frames > 2
+        assert answer.num_tokens > 2
     await client.close()
+
+
+async def test_an_answer_that_breaks_is_no_answer(scripted: Server) -> None:
+    body = BODY | {"messages": [{"role": "user", "content": "break in the middle"}]}
+    for client in (HttpClient(scripted.http_port, "chat"), GrpcClient(scripted.grpc_port, "chat")):
+        with pytest.raises((CutAnswer, grpc.RpcError)):
+            await client.stream(body)
+        await client.close()
 
 
 async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
@@ -53,13 +62,13 @@ async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
         nonlocal connections
         connections += 1
         await reader.readuntil(b"}")
-        writer.write(b'HTTP/1.1 200 OK\r\n\r\ne\r\ndata: {"text":\r\n0\r\n\r\n')
+        writer.write(b'HTTP/1.1 200 OK\r\n\r\n27\r\ndata: {"text":"a"|"completion_tokens":7\r\n0\r\n\r\n')
         writer.close()
 
     async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
         client = HttpClient(server.sockets[0].getsockname()[1], "completions")
         for _ in range(3):
-            assert (await client.stream(BODY)).frames == 1
+            assert (await client.stream(BODY)).num_tokens == 7
             assert await client._idle[0][0].read() == b""  # the end of the connection has arrived
         assert connections == 3
         await client.close()
