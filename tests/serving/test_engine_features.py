@@ -48,28 +48,20 @@ def serve(tmp_path: Path) -> Serve:
     return start
 
 
-def greedy(server: Server, prompt: str, max_tokens: int = 32, model: str = "default") -> dict[str, Any]:
-    """The first choice of a greedy completion that runs to `max_tokens`."""
-    status, reply = server.post(
-        "/v1/completions",
-        {
-            "model": model,
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "logprobs": 0,
-            "ignore_eos": True,
-        },
-    )
+def greedy_all(
+    server: Server, prompts: list[str], max_tokens: int = 32, model: str = "default"
+) -> list[dict[str, Any]]:
+    """The choice of each prompt: greedy completions of `max_tokens` tokens, generated together."""
+    body = {"model": model, "prompt": prompts, "max_tokens": max_tokens, "temperature": 0}
+    status, reply = server.post("/v1/completions", body | {"logprobs": 0, "ignore_eos": True})
     assert status == 200, reply
-    choice: dict[str, Any] = reply["choices"][0]
-    return choice
+    choices: list[dict[str, Any]] = reply["choices"]
+    assert [len(choice["logprobs"]["tokens"]) for choice in choices] == [max_tokens] * len(prompts)
+    return choices
 
 
-def tokens(server: Server, prompt: str) -> list[str]:
-    found: list[str] = greedy(server, prompt)["logprobs"]["tokens"]
-    assert len(found) == 32
-    return found
+def greedy(server: Server, prompt: str, max_tokens: int = 32, model: str = "default") -> dict[str, Any]:
+    return greedy_all(server, [prompt], max_tokens, model)[0]
 
 
 def metric(server: Server, name: str) -> float:
@@ -86,10 +78,11 @@ def test_tensor_parallel_gives_the_same_tokens(serve: Serve, tmp_path: Path) -> 
     # float32, so that a token differs when a shard is wrong and not when two sums round differently (bf16: 82 % equal).
     engine = {"max_model_len": 1024, "enforce_eager": True, "kv_cache_gib": 0.25, "dtype": "float32"}
     with serve({"model": model, "engine": engine}, []) as server:
-        one = [tokens(server, prompt) for prompt in PROMPTS]
+        one = greedy_all(server, PROMPTS)
     with serve({"model": model, "engine": engine}, ["--tensor-parallel-size", "2"]) as server:
-        two = [tokens(server, prompt) for prompt in PROMPTS]
-    equal = sum(a == b for left, right in zip(one, two, strict=True) for a, b in zip(left, right, strict=True))
+        two = greedy_all(server, PROMPTS)
+    pairs = [(a["logprobs"]["tokens"], b["logprobs"]["tokens"]) for a, b in zip(one, two, strict=True)]
+    equal = sum(left == right for pair in pairs for left, right in zip(*pair, strict=True))
     assert equal >= 0.95 * 32 * len(PROMPTS)
 
 
@@ -99,9 +92,9 @@ def test_speculation_does_not_change_greedy_output(exact_engine: Server, serve: 
     draft = {"model": str(embedded_model(CACHE))} if method == "draft_model" else {}
     config = {"engine": {"speculative": {"method": method, "num_tokens": 3} | draft}}
     prompts = [LIST, *PROMPTS]
-    plain = [greedy(exact_engine, prompt)["text"] for prompt in prompts]
+    plain = [choice["text"] for choice in greedy_all(exact_engine, prompts)]
     with serve(config, EXACT_FLAGS) as server:
-        assert [greedy(server, prompt)["text"] for prompt in prompts] == plain
+        assert [choice["text"] for choice in greedy_all(server, prompts)] == plain
         assert metric(server, "vllm:spec_decode_num_accepted_tokens_total") > 0
 
 
@@ -148,5 +141,4 @@ def test_lora_modules_and_chunked_prefill(serve: Serve, tmp_path: Path) -> None:
         assert {name: greedy(server, PROMPTS[0], model=name)["text"] for name in answers} == answers
         assert server.post("/v1/completions", {"model": "absent", "prompt": "x"})[0] == 404
         # A prompt four times as long as a step's budget is prefilled in chunks.
-        long = greedy(server, " ".join(PROMPTS) * 5, max_tokens=4)
-        assert len(long["logprobs"]["tokens"]) == 4
+        assert greedy(server, " ".join(PROMPTS) * 5, max_tokens=4)["text"]
