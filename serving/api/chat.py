@@ -25,7 +25,16 @@ from burrstone.serving.api.sampling import check_sampling, sampling_to_vllm
 from burrstone.serving.api.types import JsonObject
 from burrstone.serving.config import LimitsConfig
 
-__all__ = ["fix_response", "fix_stream", "parse", "to_vllm"]
+__all__ = [
+    "check_messages",
+    "check_offered",
+    "fix_response",
+    "fix_stream",
+    "messages_to_vllm",
+    "parse",
+    "to_vllm",
+    "tools_to_vllm",
+]
 
 _TEMPLATE_KWARGS = {"enable_thinking", "thinking", "reasoning_effort"}
 _PASSED_ON = [
@@ -46,7 +55,7 @@ def parse(body: JsonObject, limits: LimitsConfig, unknown_fields: UnknownFields)
     request = parse_model(CreateChatCompletion, body, unknown_fields)
     check_sampling(request, limits)
     _check_logprobs(request, limits)
-    _check_messages(request.messages, limits)
+    check_messages(request.messages, limits)
     _check_tools(request, limits)
     if isinstance(request.response_format, JsonSchemaFormat):
         schema = request.response_format.json_schema.schema_
@@ -78,7 +87,7 @@ def to_vllm(request: CreateChatCompletion) -> dict[str, Any]:
         kwargs["max_completion_tokens"] = request.max_tokens_asked
     if request.logprobs:
         kwargs["top_logprobs"] = request.top_logprobs or 0
-    kwargs["messages"] = list(_messages_to_vllm(request.messages))
+    kwargs["messages"] = list(messages_to_vllm(request.messages))
     kwargs.update(_tools_to_vllm(request))
     return kwargs
 
@@ -92,7 +101,8 @@ def _check_logprobs(request: CreateChatCompletion, limits: LimitsConfig) -> None
         raise reject(f"Invalid value for 'top_logprobs': at most {limits.max_logprobs}.", "top_logprobs")
 
 
-def _check_messages(messages: Iterable[Message], limits: LimitsConfig) -> None:
+def check_messages(messages: Iterable[Message], limits: LimitsConfig) -> None:
+    """Raises InvalidRequest for media, bad tool calls, and answers to calls that nobody made."""
     open_calls: set[str] = set()
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -131,16 +141,21 @@ def _check_arguments(text: str, limits: LimitsConfig, param: str) -> None:
         raise reject(f"Invalid value for '{param}': it nests deeper than {limits.max_json_depth} levels.", param)
 
 
+def check_offered(tools: list[Tool], limits: LimitsConfig, field: str = "tools") -> None:
+    """Raises InvalidRequest for no tools, too many of them, or a schema beyond the limits."""
+    if not 1 <= len(tools) <= limits.max_tools:
+        raise reject(f"Invalid '{field}': give 1 to {limits.max_tools} entries, or leave the field out.", field)
+    for number, tool in enumerate(tools):
+        if tool.function.parameters is not None:
+            check_schema(tool.function.parameters, limits, f"tools[{number}].function.parameters")
+
+
 def _check_tools(request: CreateChatCompletion, limits: LimitsConfig) -> None:
     if request.tools is not None and request.functions is not None:
         raise reject("Give either 'tools' or the older 'functions', not both.", "functions")
-    for field, tools in (("tools", request.tools), ("functions", request.functions)):
-        if tools is not None and not 1 <= len(tools) <= limits.max_tools:
-            raise reject(f"Invalid '{field}': give 1 to {limits.max_tools} entries, or leave the field out.", field)
     offered = _offered(request)
-    for number, tool in enumerate(offered):
-        if tool.function.parameters is not None:
-            check_schema(tool.function.parameters, limits, f"tools[{number}].function.parameters")
+    if request.tools is not None or request.functions is not None:
+        check_offered(offered, limits, "tools" if request.functions is None else "functions")
     names = {tool.function.name for tool in offered}
     for param, wanted in _asked_for(request):
         if wanted not in names:
@@ -185,15 +200,23 @@ def _tools_to_vllm(request: CreateChatCompletion) -> dict[str, Any]:
         choice = choice.allowed_tools.mode
     # A forced call is only sure to have an object for arguments when vLLM holds it to the tool's schema.
     forced = choice not in ("auto", "none")
-    dumped = [tool.model_dump(exclude_none=True) for tool in tools]
-    for tool in dumped:
-        tool["function"].setdefault("parameters", {"type": "object", "properties": {}})
-        if forced:
+    dumped = tools_to_vllm(tools)
+    if forced:
+        for tool in dumped:
             tool["function"]["strict"] = True
     return {"tools": dumped, "tool_choice": choice if isinstance(choice, str) else choice.model_dump()}
 
 
-def _messages_to_vllm(messages: Iterable[Message]) -> Iterable[JsonObject]:
+def tools_to_vllm(tools: list[Tool]) -> list[JsonObject]:
+    """The tools as vLLM takes them, each with parameters."""
+    dumped = [tool.model_dump(exclude_none=True) for tool in tools]
+    for tool in dumped:
+        tool["function"].setdefault("parameters", {"type": "object", "properties": {}})
+    return dumped
+
+
+def messages_to_vllm(messages: Iterable[Message]) -> Iterable[JsonObject]:
+    """The messages as vLLM's chat template reads them."""
     last_function_call = 0
     for number, message in enumerate(messages):
         if isinstance(message, FunctionMessage):

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from burrstone.serving.api.base import ListOf, RequestModel, UnknownFields, parse_model, reject
+from burrstone.serving.api.chat import check_messages, check_offered, messages_to_vllm, tools_to_vllm
 from burrstone.serving.api.chat_schema import Message, Tool
 from burrstone.serving.api.types import JsonObject
 from burrstone.serving.config import LimitsConfig
@@ -34,12 +35,20 @@ def parse_tokenize(body: JsonObject, limits: LimitsConfig, unknown_fields: Unkno
         raise reject("Give either 'prompt' or 'messages'.", "prompt")
     if request.prompt is not None and (request.tools is not None or request.add_generation_prompt is not None):
         raise reject("'tools' and 'add_generation_prompt' belong to 'messages', not to 'prompt'.", "prompt")
+    check_messages(request.messages or [], limits)
+    if request.tools is not None:
+        check_offered(request.tools, limits)
     return request
 
 
 def tokenize_to_vllm(request: Tokenize) -> dict[str, Any]:
     """Keyword arguments of vLLM's tokenize request for a prompt or for messages."""
-    return request.model_dump(exclude_none=True)
+    kwargs = request.model_dump(exclude_none=True, exclude={"messages", "tools"})
+    if request.messages is not None:
+        kwargs["messages"] = list(messages_to_vllm(request.messages))
+    if request.tools is not None:
+        kwargs["tools"] = tools_to_vllm(request.tools)
+    return kwargs
 
 
 def parse_detokenize(body: JsonObject, limits: LimitsConfig, unknown_fields: UnknownFields) -> Detokenize:

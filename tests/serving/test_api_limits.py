@@ -13,6 +13,7 @@ from burrstone.serving.api.completions import CreateCompletion
 from burrstone.serving.api.messages_schema import CreateMessage
 from burrstone.serving.api.responses_schema import CreateResponse
 from burrstone.serving.api.sizes import MAX_ITEMS
+from burrstone.serving.api.tokens import parse_tokenize, tokenize_to_vllm
 from burrstone.serving.config import LimitsConfig
 
 LIMITS = LimitsConfig()
@@ -59,3 +60,41 @@ def test_the_first_bad_item_ends_the_check(model: type[RequestModel], field: str
     with pytest.raises(ValidationError) as found:
         model.model_validate({field: value})
     assert len([error for error in found.value.errors() if error["loc"][0] == field]) <= 2
+
+
+def _call(arguments: str) -> dict[str, Any]:
+    return {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def _tool(**parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "assistant", "tool_calls": [_call('{"a":' * 5000 + "1" + "}" * 5000)]}]},
+        {"messages": [{"role": "assistant", "tool_calls": [_call("[]")]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]},
+        {"messages": [{"role": "tool", "content": "x", "tool_call_id": "nobody's"}]},
+        {"messages": HELLO, "tools": []},
+        {"messages": HELLO, "tools": [_tool(type="object")] * (LIMITS.max_tools + 1)},
+        {"messages": HELLO, "tools": [_tool(description="x" * LIMITS.max_grammar_bytes)]},
+    ],
+)
+def test_tokenize_refuses_a_conversation_as_chat_does(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as by_chat:
+        chat.parse({"model": "m"} | fields, LIMITS, "reject")
+    with pytest.raises(InvalidRequest) as by_tokenize:
+        parse_tokenize(fields, LIMITS, "reject")
+    assert (by_tokenize.value.message, by_tokenize.value.param) == (by_chat.value.message, by_chat.value.param)
+
+
+def test_tokenize_counts_the_conversation_that_chat_sends() -> None:
+    fields = {
+        "messages": [*HELLO, {"role": "assistant", "tool_calls": [_call('{"a": 1}')]}],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    }
+    sent = chat.to_vllm(chat.parse({"model": "m"} | fields, LIMITS, "reject"))
+    counted = tokenize_to_vllm(parse_tokenize(fields, LIMITS, "reject"))
+    assert counted == {name: sent[name] for name in fields}
