@@ -70,7 +70,7 @@ class GrpcListener:
             services.setdefault(f"{PACKAGE}.{rpc.service}", {})[rpc.name] = self._handler(rpc)
         for name, methods in services.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
-        add_health(server, self._lifecycle, list(services))
+        add_health(server, self._lifecycle, list(services), self._config.grpc.max_concurrent_rpcs)
         if self._config.grpc.reflection:
             add_reflection(server, self._authenticator, [*services, HEALTH_NAME])
         self.port = _bind(server, self._config)
