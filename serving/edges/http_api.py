@@ -1,9 +1,10 @@
 """The HTTP edge: an allow-list of routes, authentication, one envelope for every error, SSE as OpenAI's SDKs read it."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.middleware.cors import CORSMiddleware
@@ -14,6 +15,7 @@ from burrstone.batching.errors import (
     InternalError,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
     ServeError,
 )
 from burrstone.batching.request import RequestMeta
@@ -51,6 +53,9 @@ class HttpApi:
         self._documents = documents
         self._version = version
         self._routes = RouteTable()
+        # Beyond the engine's own bound, so that its refusal is the one most callers see.
+        self._max_requests = 4 * config.limits.max_queued_requests
+        self._num_requests = 0
 
     def with_cors(self) -> ASGIApp:
         """This app; behind CORS when origins are configured."""
@@ -73,7 +78,9 @@ class HttpApi:
             match = self._match(scope)
             operation = match.operation.name
             reply.anthropic = match.operation.anthropic
-            await self._answer(match, scope, headers, receive, reply)
+            tenant = self._authenticate(headers)
+            with self._counted():
+                await self._answer(match, scope, tenant, receive, reply)
         except ClientGone:
             outcome = "client_gone"
         except ServeError as error:
@@ -129,10 +136,20 @@ class HttpApi:
             )
         )
 
-    async def _answer(
-        self, match: Match, scope: Scope, headers: dict[bytes, bytes], receive: Receive, reply: Reply
-    ) -> None:
-        tenant = self._authenticate(headers)
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Hold a place among the requests in flight. Raises Overloaded when none is left."""
+        if self._num_requests >= self._max_requests:
+            raise Overloaded(
+                f"{self._max_requests} requests are in flight already; try again shortly.", retry_after_s=1.0
+            )
+        self._num_requests += 1
+        try:
+            yield
+        finally:
+            self._num_requests -= 1
+
+    async def _answer(self, match: Match, scope: Scope, tenant: str, receive: Receive, reply: Reply) -> None:
         operation = match.operation
         body = await read_json(scope, receive, self._config.limits, self._config.http) if operation.has_body else {}
         api = self._lifecycle.api()

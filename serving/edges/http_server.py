@@ -24,13 +24,15 @@ _HEADERS_BODY = (
 # A connection that was closed has this long to take what was written to it; then it is cut.
 _LINGER_S = 5.0
 _LAST_WORDS_S = 1.0
+# Open connections, idle ones included; requests are counted by the HTTP edge.
+_MAX_CONNECTIONS = 10_000
 
 
 def bounded_protocol(
-    max_header_bytes: int, arrival_timeout_s: float, answer_timeout_s: float
+    max_header_bytes: int, max_connections: int, arrival_timeout_s: float, answer_timeout_s: float
 ) -> type[HttpToolsProtocol]:
-    """uvicorn's parser with limits: on header bytes, on how long headers, and then a body, may take to arrive, and on how
-    long answers may take to be read."""
+    """uvicorn's parser with limits: on header bytes, on open connections (new ones are cut), on how long headers, and then
+    a body, may take to arrive, and on how long answers may take to be read."""
 
     class BoundedProtocol(HttpToolsProtocol):
         _header_bytes = 0
@@ -39,6 +41,9 @@ def bounded_protocol(
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if len(self.connections) > max_connections:
+                transport.abort()
+                return
             self._start_timer(arrival_timeout_s)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -124,6 +129,7 @@ class HttpListener:
             app,
             http=bounded_protocol(
                 config.limits.max_header_bytes,
+                _MAX_CONNECTIONS,
                 arrival_timeout_s=config.http.body_timeout_s,
                 answer_timeout_s=config.http.body_timeout_s + config.limits.request_timeout_s + _LINGER_S,
             ),
@@ -135,8 +141,6 @@ class HttpListener:
             server_header=False,
             date_header=False,
             timeout_keep_alive=int(config.http.idle_timeout_s),
-            # Connections past this are told 503 by uvicorn itself, before any of our work.
-            limit_concurrency=4 * config.limits.max_queued_requests,
             ssl_certfile=config.tls.cert,
             ssl_keyfile=None if config.tls.key is None else str(config.tls.key),
             ssl_ca_certs=None if config.tls.client_ca is None else str(config.tls.client_ca),

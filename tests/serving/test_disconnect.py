@@ -41,7 +41,7 @@ async def test_an_answer_that_nobody_reads_is_cut() -> None:
             if await _gone(receive):
                 left.set()
 
-    protocol = bounded_protocol(max_header_bytes=1000, arrival_timeout_s=30, answer_timeout_s=0.5)
+    protocol = bounded_protocol(max_header_bytes=1000, max_connections=10, arrival_timeout_s=30, answer_timeout_s=0.5)
     server = uvicorn.Server(uvicorn.Config(endless, http=protocol, lifespan="off", log_config=None, loop="none"))
     listening = bind("127.0.0.1", 0)
     task = asyncio.create_task(server.serve(sockets=[listening]))

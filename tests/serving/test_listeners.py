@@ -1,6 +1,8 @@
 """Both listeners by themselves, in this process: TLS, health as the lifecycle goes on, and the bound on concurrent calls."""
 
 import asyncio
+import contextlib
+import json
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from burrstone.openai.v1 import models_pb2, models_pb2_grpc
 from burrstone.serving.auth import Authenticator
 from burrstone.serving.config import ConfigError, ServeConfig
+from burrstone.serving.edges import http_server
 from burrstone.serving.edges.grpc_listener import GrpcListener
 from burrstone.serving.edges.http_api import HttpApi
 from burrstone.serving.edges.http_server import HttpListener, bind
@@ -83,6 +86,79 @@ async def test_calls_beyond_the_bound_are_refused(listen: Listen) -> None:
         api.go.set()
         await asyncio.gather(*held)
         await stub.ListModels(models_pb2.ListModelsRequest())
+
+
+async def test_watches_leave_room_for_other_calls(listen: Listen) -> None:
+    lifecycle, api = Lifecycle(), SlowApi()
+    lifecycle.open(api)  # type: ignore[arg-type]
+    api.go.set()
+    port, _ = await listen(lifecycle, grpc={"max_concurrent_rpcs": 8})
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        held = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(4)]
+        for watch in held:
+            assert (await watch.read()).status == statuses.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await health.Watch(health_pb2.HealthCheckRequest()).read()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == statuses.SERVING
+        await model_stub(channel).ListModels(models_pb2.ListModelsRequest())
+        for watch in held:
+            watch.cancel()
+        while True:  # the server hears of the cancelled ones a moment later
+            watch = health.Watch(health_pb2.HealthCheckRequest())
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                assert (await watch.read()).status == statuses.SERVING
+                break
+        watch.cancel()
+
+
+async def test_idle_connections_take_no_place_and_requests_do(listen: Listen) -> None:
+    lifecycle, api = Lifecycle(), SlowApi()
+    lifecycle.open(api)  # type: ignore[arg-type]
+    _, port = await listen(lifecycle, limits={"max_queued_requests": 2})
+    idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
+    assert (await get(port, "/health"))[0] == 200
+    held = [asyncio.ensure_future(get(port, "/v1/models")) for _ in range(8)]
+    for _ in held:
+        await api.arrived.get()
+    status, reply = await get(port, "/v1/models")
+    assert (status, reply["error"]["type"]) == (429, "rate_limit_error")
+    assert [(await get(port, path))[0] for path in ("/health", "/ready")] == [200, 200]
+    api.go.set()
+    assert {status for status, _ in await asyncio.gather(*held)} == {200}
+    assert (await get(port, "/v1/models"))[0] == 200
+    for _, writer in idle:
+        writer.close()
+
+
+async def test_connections_beyond_the_bound_are_closed(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_MAX_CONNECTIONS", 2)
+    _, port = await listen(Lifecycle())
+    open_ones = [await answered(port) for _ in range(2)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError):
+        assert await reader.read() == b""
+    writer.close()
+    for _, kept in open_ones:
+        kept.close()
+
+
+async def answered(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that stays open and whose first request was answered."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /health HTTP/1.1\r\nhost: test\r\n\r\n")
+    assert b" 200 " in await reader.readline()
+    return reader, writer
+
+
+async def get(port: int, path: str) -> tuple[int, Any]:
+    """Status and JSON body of one GET on a connection of its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET %b HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n" % path.encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return int(head.split()[1]), json.loads(body)
 
 
 async def test_health_follows_the_lifecycle(listen: Listen) -> None:
