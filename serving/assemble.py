@@ -94,7 +94,7 @@ async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics,
     try:
         seam = seams.EngineSeam(llm, config.limits, EngineMetrics(registry))
         backend = await backends.Backend.create(seam, arguments.serving_arguments(config, model, engine_args))
-        api = services.OpenAIService(backend, config, metrics)
+        api = services.OpenAIService(backend, config, metrics, lifecycle.track)
         lifecycle.detail = "warming up"
         if backend.generates():
             await _warm_up(api, backend.model_names[0])

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Literal
 
@@ -21,6 +23,7 @@ from burrstone.serving.config import LimitsConfig
 log = logging.getLogger("burrstone.responses")
 Chat = Callable[[JsonObject, RequestMeta], Awaitable[JsonObject | Stream]]
 Chunks = AsyncGenerator[JsonObject, None]
+Track = Callable[[], contextlib.AbstractContextManager[None]]
 _RENAMES = [
     (r"messages.*", "input"),
     (r"max_(completion_)?tokens", "max_output_tokens"),
@@ -31,15 +34,25 @@ _RENAMES = [
 
 
 class ResponsesApi:
-    """Create, retrieve, cancel and delete. Every response is made by one stream of chat chunks."""
+    """Create, retrieve, cancel and delete. Every response is made by one stream of chat chunks.
+
+    `track()` is held while a response runs in the background, so that draining waits for it.
+    """
 
     def __init__(
-        self, chat: Chat, limits: LimitsConfig, unknown_fields: UnknownFields, store: ResponseStore | None = None
+        self,
+        chat: Chat,
+        limits: LimitsConfig,
+        unknown_fields: UnknownFields,
+        *,
+        store: ResponseStore | None = None,
+        track: Track = contextlib.nullcontext,
     ) -> None:
         self._chat = chat
         self._limits = limits
         self._unknown_fields = unknown_fields
         self._store = store or ResponseStore()
+        self._track = track
 
     async def create(self, body: JsonObject, meta: RequestMeta) -> JsonObject | Stream:
         refuse_unsupported(body)
@@ -48,6 +61,9 @@ class ResponsesApi:
         items = resolve_input(request, lambda item_id: self._find_item(item_id, meta))
         history = self._history(request, meta)
         turns = history + input_messages(items, history)
+        if request.background:
+            # It outlives the call that creates it, and so that call's deadline.
+            meta = dataclasses.replace(meta, deadline_s=time.monotonic() + self._limits.request_timeout_s)
         chunks = await self._open(to_chat(request, turns), meta)
         response = new_response(request, "queued" if request.background else "in_progress")
         stored = StoredResponse(meta.tenant, response, listed_items(items), turns)
@@ -189,7 +205,11 @@ class ResponsesApi:
     def _start_background(self, stored: StoredResponse, chunks: Chunks, *, stream: bool) -> JsonObject | Stream:
         stored.streamed = stream
         self._store.put(stored)
+        tracked = contextlib.ExitStack()
+        tracked.enter_context(self._track())
         stored.task = asyncio.create_task(self._background(stored, chunks))
+        # Not in the task: one that is cancelled before its first step runs none of its code.
+        stored.task.add_done_callback(lambda _: tracked.close())
         return _replay(stored, 0) if stream else stored.response | {"output": []}
 
     async def _background(self, stored: StoredResponse, chunks: Chunks) -> None:

@@ -9,7 +9,7 @@ from burrstone.batching.request import RequestMeta
 from burrstone.serving.api import chat, completions, embeddings, tokens
 from burrstone.serving.api.base import from_vllm_error
 from burrstone.serving.api.messages import MessagesApi
-from burrstone.serving.api.responses import ResponsesApi
+from burrstone.serving.api.responses import ResponsesApi, Track
 from burrstone.serving.api.types import JsonObject, Stream
 from burrstone.serving.config import ServeConfig
 from burrstone.serving.engine.backend import Backend, VllmError
@@ -20,13 +20,13 @@ from burrstone.serving.metrics import ApiMetrics
 class OpenAIService:
     """The Api both edges call. /v1/responses and /v1/messages are other dialects of `chat`."""
 
-    def __init__(self, backend: Backend, config: ServeConfig, metrics: ApiMetrics) -> None:
+    def __init__(self, backend: Backend, config: ServeConfig, metrics: ApiMetrics, track: Track) -> None:
         self._backend = backend
         self._limits = config.limits
         self._unknown_fields = config.unknown_fields
         self._metrics = metrics
         self._started_unix_s = int(time.time())
-        self._responses = ResponsesApi(self.chat, config.limits, config.unknown_fields)
+        self._responses = ResponsesApi(self.chat, config.limits, config.unknown_fields, track=track)
         self._messages = MessagesApi(self.chat, self._count_prompt_tokens, config.limits, config.unknown_fields)
 
     async def chat(self, body: JsonObject, meta: RequestMeta, *, keep_stop_reason: bool = False) -> JsonObject | Stream:
