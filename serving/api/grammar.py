@@ -15,6 +15,7 @@ _SCHEMA_LISTS = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _SCHEMAS = {"items", "not", "if", "then", "else", "additionalProperties", "contains", "propertyNames"}
 _MAX_SHOWN = 120
 _MAX_WRITTEN_OUT = 10_000
+_TAG_DEPTH = 8  # levels of a structural tag around its deepest schema
 _COUNTED = re.compile(r"\{\d*,?\d*\}")
 # Of a regex: an escape, a class, a counted repeat (its larger number), or one character.
 _PARTS = re.compile(r"\\.|\[(?:\\.|[^\]\\])+\]|\{(?:\d+,)?(?P<most>\d+),?\}|.", re.DOTALL)
@@ -35,7 +36,7 @@ def check_schema(schema: Any, limits: LimitsConfig, param: str) -> None:
             param=param,
             code="invalid_value",
         )
-    _check_repeats(_patterns(schema), param)
+    _check_repeats(sum(map(_written_out, _patterns(schema))), param)
     misplaced = _misplaced(schema)
     if misplaced is not None:
         raise InvalidRequest(f"Invalid value for '{param}': {misplaced}.", param=param, code="invalid_value")
@@ -44,7 +45,47 @@ def check_schema(schema: Any, limits: LimitsConfig, param: str) -> None:
 def check_regex(text: str, limits: LimitsConfig, param: str) -> None:
     """Raises InvalidRequest when a regex is too large, also once its counted repeats are written out."""
     check_text(text, limits, param)
-    _check_repeats([text], param)
+    _check_repeats(_written_out(text), param)
+
+
+def check_structural_tag(text: str, limits: LimitsConfig, param: str) -> None:
+    """Raises InvalidRequest when a structural tag, or a schema or regex in it, is beyond the limits."""
+    check_text(text, limits, param)
+    tag = parse_json(text, param)
+    if depth(tag) > limits.max_grammar_depth + _TAG_DEPTH:
+        raise InvalidRequest(
+            f"Invalid value for '{param}': it nests deeper than {limits.max_grammar_depth + _TAG_DEPTH} levels.",
+            param=param,
+            code="invalid_value",
+        )
+    size, stack = 0, [(tag, 1)]  # each part with how often it is repeated
+    while stack:
+        here, repeats = stack.pop()
+        if isinstance(here, dict):
+            most = here.get("max")
+            if here.get("type") == "repeat" and isinstance(most, int):
+                repeats = min(repeats * max(1, most), _MAX_WRITTEN_OUT + 1)
+                size = max(size, repeats)
+            if isinstance(here.get("pattern"), str):
+                size += repeats * _written_out(here["pattern"])
+        for key, child in here.items() if isinstance(here, dict) else enumerate(here):
+            if key in ("json_schema", "schema") and isinstance(child, dict):
+                check_schema(child, limits, param)
+                size += repeats * sum(map(_written_out, _patterns(child)))
+            elif isinstance(child, dict | list):
+                stack.append((child, repeats))
+    _check_repeats(size, param)
+
+
+def parse_json(text: str, param: str) -> Any:
+    """A grammar that is written as JSON. Raises InvalidRequest."""
+    try:
+        parsed = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        raise InvalidRequest(f"Invalid value for '{param}': {error}.", param=param, code="invalid_value") from error
+    if not isinstance(parsed, dict):
+        raise InvalidRequest(f"Invalid value for '{param}': must be a JSON object.", param=param, code="invalid_type")
+    return parsed
 
 
 def check_text(text: str, limits: LimitsConfig, param: str) -> None:
@@ -74,9 +115,8 @@ def depth(node: Any) -> int:
     return deepest
 
 
-def _check_repeats(patterns: Iterable[str], param: str) -> None:
+def _check_repeats(size: int, param: str) -> None:
     # Compiling takes time by the written-out size, and nothing else with a grammar is compiled meanwhile.
-    size = sum(_written_out(pattern) for pattern in patterns)
     if size > _MAX_WRITTEN_OUT:
         raise InvalidRequest(
             f"Invalid value for '{param}': with its repeats written out, it has {size} parts; at most {_MAX_WRITTEN_OUT}.",

@@ -2,11 +2,17 @@
 
 from typing import Annotated, Any
 
-import msgspec
 from pydantic import Field
 
 from burrstone.serving.api.base import ListOf, PartModel, RequestModel, reject
-from burrstone.serving.api.grammar import check_choices, check_regex, check_schema, check_text
+from burrstone.serving.api.grammar import (
+    check_choices,
+    check_regex,
+    check_schema,
+    check_structural_tag,
+    check_text,
+    parse_json,
+)
 from burrstone.serving.config import LimitsConfig
 
 _INT64_MAX = 2**63 - 1
@@ -140,22 +146,22 @@ def _check_structured(wanted: StructuredOutputs, limits: LimitsConfig) -> None:
         raise reject(
             "Invalid value for 'structured_outputs.json_object': only true means something.", "structured_outputs"
         )
-    for name, text in (("json", wanted.json_), ("regex", wanted.regex), ("grammar", wanted.grammar)):
+    checks = {
+        "json": check_text,
+        "regex": check_regex,
+        "grammar": check_text,
+        "structural_tag": check_structural_tag,
+        "whitespace_pattern": check_regex,
+    }
+    for name, check in checks.items():
+        text = getattr(wanted, "json_" if name == "json" else name)
         if isinstance(text, str):
             if not text:
                 raise reject(f"Invalid value for 'structured_outputs.{name}': it is empty.", "structured_outputs")
-            check = check_regex if name == "regex" else check_text
             check(text, limits, f"structured_outputs.{name}")
     if wanted.json_ is not None:
-        check_schema(_schema(wanted.json_), limits, "structured_outputs.json")
+        param = "structured_outputs.json"
+        schema = parse_json(wanted.json_, param) if isinstance(wanted.json_, str) else wanted.json_
+        check_schema(schema, limits, param)
     if wanted.choice is not None:
         check_choices(wanted.choice, limits, "structured_outputs.choice")
-
-
-def _schema(given: dict[str, Any] | str) -> Any:
-    if not isinstance(given, str):
-        return given
-    try:
-        return msgspec.json.decode(given)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-        raise reject(f"Invalid value for 'structured_outputs.json': {error}.", "structured_outputs.json") from error

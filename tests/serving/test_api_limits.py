@@ -1,5 +1,6 @@
 """What a request may hold before the server does any work for it, checked on the parsers themselves."""
 
+import json
 from typing import Any
 
 import pytest
@@ -98,3 +99,61 @@ def test_tokenize_counts_the_conversation_that_chat_sends() -> None:
     sent = chat.to_vllm(chat.parse({"model": "m"} | fields, LIMITS, "reject"))
     counted = tokenize_to_vllm(parse_tokenize(fields, LIMITS, "reject"))
     assert counted == {name: sent[name] for name in fields}
+
+
+_DEEP: dict[str, Any] = {"type": "object"}
+for _ in range(LIMITS.max_grammar_depth):
+    _DEEP = {"type": "array", "items": _DEEP}
+
+
+def _tag(content: Any) -> str:
+    tags = [{"type": "tag", "begin": "<f>", "content": content, "end": "</f>"}]
+    return json.dumps(
+        {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": ["<f>"], "tags": tags}}
+    )
+
+
+def _ask(**structured: Any) -> None:
+    chat.parse({"model": "m", "messages": HELLO, "structured_outputs": structured}, LIMITS, "reject")
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        ({"type": "json_schema", "json_schema": _DEEP}, "nests deeper"),
+        ({"type": "json_schema", "json_schema": {"type": "string", "pattern": "(a{99}){999}"}}, "written out"),
+        ({"type": "json_schema", "json_schema": {"properties": []}}, "must be an object"),
+        ({"type": "regex", "pattern": "(a{99}){999}"}, "written out"),
+        ({"type": "repeat", "min": 1, "max": 10**9, "content": {"type": "any_text"}}, "written out"),
+        (
+            {"type": "repeat", "min": 1, "max": 999, "content": {"type": "regex", "pattern": "a{99}"}},
+            "written out",
+        ),
+        ({"type": "grammar", "grammar": "x" * LIMITS.max_grammar_bytes}, "max_grammar_bytes"),
+    ],
+)
+def test_formats_within_a_structural_tag_are_limited(content: Any, rule: str) -> None:
+    with pytest.raises(InvalidRequest, match=rule):
+        _ask(structural_tag=_tag(content))
+
+
+def test_an_older_structural_tag_is_limited() -> None:
+    structures = [{"begin": "<f>", "schema": _DEEP, "end": "</f>"}]
+    with pytest.raises(InvalidRequest, match="nests deeper"):
+        _ask(structural_tag=json.dumps({"structures": structures, "triggers": ["<f>"]}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "3", "[" * 100_000])
+def test_a_structural_tag_is_json(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        _ask(structural_tag=text)
+
+
+def test_a_whitespace_pattern_is_limited() -> None:
+    with pytest.raises(InvalidRequest, match="whitespace_pattern"):
+        _ask(json={"type": "object"}, whitespace_pattern="( {99}){999}")
+
+
+def test_modest_structural_tags_are_taken() -> None:
+    _ask(structural_tag=_tag({"type": "json_schema", "json_schema": {"type": "object"}}))
+    _ask(structural_tag=_tag({"type": "repeat", "min": 1, "max": 3, "content": {"type": "regex", "pattern": "a+"}}))
