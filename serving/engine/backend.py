@@ -1,14 +1,19 @@
 """vLLM's own serving objects, built in process over the seam and spoken to in plain JSON."""
 
+import asyncio
+import logging
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from typing import Any
 
 import msgspec
+import pydantic
 
 from burrstone.batching.errors import ServeError, Unsupported
 from burrstone.serving.engine import vllm_compat as vllm
 from burrstone.serving.engine.seam import Call, EngineSeam, current_call, known_failure
 
+log = logging.getLogger("burrstone.engine")
 JsonObject = dict[str, Any]
 _DATA_PREFIX = "data: "
 _DONE = "[DONE]"
@@ -100,6 +105,9 @@ class Backend:
         if isinstance(reply, AsyncIterator):
             return self._decode_stream(reply, call)
         if isinstance(reply, vllm.ErrorResponse):
+            if _being_cancelled():
+                # vLLM takes a cancellation for a disconnected client, and answers it.
+                raise asyncio.CancelledError
             raise call.failure or VllmError(reply.model_dump())
         body: JsonObject = reply.model_dump(mode="json")
         return body
@@ -132,7 +140,24 @@ async def _or_vllm_error(reply: Awaitable[Any]) -> Any:
         failure = current_call.get().failure or known_failure(error)
         if failure is not None:
             raise failure from error
-        raise VllmError(vllm.create_error_response(error).model_dump()) from error
+        raw = vllm.create_error_response(error).model_dump()
+        _log_unexpected(error, raw["error"]["code"])
+        raise VllmError(raw) from error
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _log_unexpected(error: Exception, http_status: int) -> None:
+    """What vLLM did not raise for the caller's sake. Where and what kind, but no message: it may quote the request."""
+    if isinstance(error, vllm.VLLMClientError | pydantic.ValidationError):
+        return
+    level = logging.ERROR if http_status >= 500 else logging.WARNING
+    where = "".join(traceback.format_tb(error.__traceback__))
+    request_id = current_call.get().meta.request_id
+    log.log(level, "request %s: %s inside vLLM\n%s", request_id, type(error).__name__, where)
 
 
 _decoder = msgspec.json.Decoder()
