@@ -10,7 +10,7 @@ from burrstone.serving.api import chat, completions, embeddings, tokens
 from burrstone.serving.api.base import from_vllm_error
 from burrstone.serving.api.messages import MessagesApi
 from burrstone.serving.api.responses import ResponsesApi, Track
-from burrstone.serving.api.types import JsonObject, Stream
+from burrstone.serving.api.types import JsonObject, Order, Stream
 from burrstone.serving.config import ServeConfig
 from burrstone.serving.engine.backend import Backend, VllmError
 from burrstone.serving.engine.seam import Call
@@ -66,8 +66,16 @@ class OpenAIService:
     async def delete_response(self, response_id: str, meta: RequestMeta) -> JsonObject:
         return await self._responses.delete(response_id, meta)
 
-    async def response_input_items(self, response_id: str, meta: RequestMeta) -> JsonObject:
-        return await self._responses.input_items(response_id, meta)
+    async def response_input_items(
+        self,
+        response_id: str,
+        meta: RequestMeta,
+        *,
+        order: Order = "desc",
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> JsonObject:
+        return await self._responses.input_items(response_id, meta, order=order, after=after, limit=limit)
 
     async def messages(self, body: JsonObject, meta: RequestMeta) -> JsonObject | Stream:
         return await self._messages.create(body, meta)

@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from burrstone.batching.request import RequestMeta
 
 JsonObject = dict[str, Any]
+Order = Literal["asc", "desc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,15 @@ class Api(Protocol):
     ) -> JsonObject | Stream: ...
     async def cancel_response(self, response_id: str, meta: RequestMeta) -> JsonObject: ...
     async def delete_response(self, response_id: str, meta: RequestMeta) -> JsonObject: ...
-    async def response_input_items(self, response_id: str, meta: RequestMeta) -> JsonObject: ...
+    async def response_input_items(
+        self,
+        response_id: str,
+        meta: RequestMeta,
+        *,
+        order: Order = "desc",
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> JsonObject: ...
     async def messages(self, body: JsonObject, meta: RequestMeta) -> JsonObject | Stream: ...
     async def count_tokens(self, body: JsonObject, meta: RequestMeta) -> JsonObject: ...
     async def embeddings(self, body: JsonObject, meta: RequestMeta) -> JsonObject: ...

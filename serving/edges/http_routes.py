@@ -11,6 +11,7 @@ from burrstone.serving.api.types import Api, JsonObject, Stream
 
 Result = JsonObject | Stream
 _SEQUENCE_NUMBER = re.compile(r"[0-9]{1,18}")
+_PAGE_SIZE = re.compile(r"[1-9][0-9]?|100")
 Run = Callable[[Api, JsonObject, RequestMeta, str, bytes], Awaitable[Result]]
 
 
@@ -54,6 +55,22 @@ async def _retrieve(api: Api, _body: JsonObject, meta: RequestMeta, response_id:
     )
 
 
+async def _input_items(api: Api, _body: JsonObject, meta: RequestMeta, response_id: str, query: bytes) -> Result:
+    options = parse_qs(query.decode("latin-1"))
+    order, limit = options.get("order", ["desc"])[-1], options.get("limit", [None])[-1]
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("order must be asc or desc.", param="order", code="invalid_value")
+    if limit is not None and not _PAGE_SIZE.fullmatch(limit):
+        raise InvalidRequest("limit must be a number from 1 to 100.", param="limit", code="invalid_value")
+    return await api.response_input_items(
+        response_id,
+        meta,
+        order="asc" if order == "asc" else "desc",
+        after=options.get("after", [None])[-1],
+        limit=None if limit is None else int(limit),
+    )
+
+
 async def _models(api: Api, _body: JsonObject, meta: RequestMeta, _value: str, _query: bytes) -> Result:
     return await api.models(meta)
 
@@ -65,7 +82,7 @@ _ROUTES: list[tuple[str, str, Operation]] = [
     ("GET", "/v1/responses/{id}", Operation("retrieve_response", _retrieve, has_body=False)),
     ("DELETE", "/v1/responses/{id}", _by_id("delete_response", lambda api: api.delete_response)),
     ("POST", "/v1/responses/{id}/cancel", _by_id("cancel_response", lambda api: api.cancel_response)),
-    ("GET", "/v1/responses/{id}/input_items", _by_id("response_input_items", lambda api: api.response_input_items)),
+    ("GET", "/v1/responses/{id}/input_items", Operation("response_input_items", _input_items, has_body=False)),
     ("POST", "/v1/embeddings", _body("embeddings", lambda api: api.embeddings)),
     ("GET", "/v1/models", Operation("models", _models, has_body=False)),
     ("GET", "/v1/models/{path}", _by_id("model", lambda api: api.model)),
