@@ -1,8 +1,11 @@
-"""Stored responses of one replica: bounded by number, bytes and age, oldest out first, invisible to other tenants."""
+"""Stored responses of one replica, invisible to other tenants: bounded by number, bytes and age.
+
+Room is made at the cost of the tenant that holds the most, its least recently used first.
+"""
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -73,6 +76,17 @@ class ResponseStore:
         self._items |= {(stored.tenant, item["id"]): (response_id, item) for item in items}
         self._make_room(response_id)
 
+    def append(self, stored: StoredResponse, event: Event) -> None:
+        """Keep one more event of a running response; it counts at once, unless the response was deleted meanwhile."""
+        stored.events.append(event)
+        response_id = stored.response["id"]
+        if self._stored.get(response_id) is stored:
+            num_bytes = len(msgspec.json.encode(event.data))
+            stored.num_bytes += num_bytes
+            self._num_bytes += num_bytes
+            if self._num_bytes > self._max_bytes:
+                self._make_room(response_id)
+
     def refresh(self, stored: StoredResponse) -> None:
         """Keep the new state of a response, unless it was deleted meanwhile."""
         if stored.response["id"] in self._stored:
@@ -105,9 +119,24 @@ class ResponseStore:
 
     def _make_room(self, newest_id: str) -> None:
         for old_id, old in list(self._stored.items()):
-            full = len(self._stored) > self._max_responses or self._num_bytes > self._max_bytes
-            if self._expired(old) or (full and old.finished and old_id != newest_id):
+            if self._expired(old):
                 self._forget(old_id)
+        while len(self._stored) > self._max_responses or self._num_bytes > self._max_bytes:
+            victim_id = self._next_out(newest_id)
+            if victim_id is None:
+                return
+            self._forget(victim_id)
+
+    def _next_out(self, newest_id: str) -> str | None:
+        """What to drop: by bytes when those are the trouble, by number otherwise."""
+        by_bytes = self._num_bytes > self._max_bytes
+        held: Counter[str] = Counter()
+        oldest: dict[str, str] = {}
+        for response_id, stored in self._stored.items():
+            held[stored.tenant] += stored.num_bytes if by_bytes else 1
+            if stored.finished and response_id != newest_id:
+                oldest.setdefault(stored.tenant, response_id)
+        return oldest[max(oldest, key=held.__getitem__)] if oldest else None
 
     def _expired(self, stored: StoredResponse) -> bool:
         return stored.finished and self._now_s() - stored.stored_s > self._ttl_s

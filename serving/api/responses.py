@@ -219,7 +219,7 @@ class ResponsesApi:
             async with contextlib.aclosing(self._run(builder, stored, chunks, keep=False)) as events:
                 async for event in events:
                     if stored.streamed:
-                        stored.events.append(event)
+                        self._store.append(stored, event)
                         stored.announce()
         except asyncio.CancelledError:
             last = builder.cancel()

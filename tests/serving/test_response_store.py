@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from burrstone.batching.errors import NotFound
 from burrstone.serving.api.response_store import ResponseStore, StoredResponse
+from burrstone.serving.api.types import Event
 
 MAX_RESPONSES, MAX_BYTES, TTL_S = 4, 3000, 100.0
 TENANTS = st.sampled_from(["anna", "bob"])
@@ -77,6 +78,12 @@ class StoreMachine(RuleBasedStateMachine):
             known.running = False
         known.stored_s = self.clock.now_s
         self.store.refresh(known.entry)
+
+    @precondition(lambda self: any(known.running for known in self.known.values()))
+    @rule(data=st.data(), size=st.integers(0, 1200))
+    def append(self, data: st.DataObject, size: int) -> None:
+        response_id = data.draw(st.sampled_from(sorted(r for r, known in self.known.items() if known.running)))
+        self.store.append(self.known[response_id].entry, Event({"text": "x" * size}))
 
     @rule(seconds=st.sampled_from([1.0, 60.0, 101.0]))
     def wait(self, seconds: float) -> None:
@@ -160,6 +167,37 @@ def test_the_one_that_nobody_asked_for_goes_first(asked: str, dropped: str) -> N
         store.get(dropped, "anna")
     assert store.find_item(f"item-{dropped}", "anna") is None
     assert store.find_item(f"item-{asked}", "anna") == item(f"item-{asked}")
+
+
+@pytest.mark.parametrize("bound", [{"max_responses": 10}, {"max_bytes": 10 * 1100}], ids=["number", "bytes"])
+def test_a_tenant_that_stores_much_loses_its_own(bound: dict[str, Any]) -> None:
+    store = ResponseStore(**bound)
+    for name in ("bob-1", "bob-2"):
+        store.put(stored(name, "bob", "completed", inputs=[], size=1000))
+    for number in range(50):
+        store.put(stored(f"anna-{number}", "anna", "completed", inputs=[], size=1000))
+    assert store.get("bob-1", "bob") and store.get("bob-2", "bob") and store.get("anna-49", "anna")
+    with pytest.raises(NotFound):
+        store.get("anna-0", "anna")
+
+
+def test_events_of_a_running_response_count() -> None:
+    store = ResponseStore(max_bytes=3000)
+    store.put(stored("old", "anna", "completed", inputs=[], size=1000))
+    running = stored("running", "anna", "in_progress", inputs=[])
+    store.put(running)
+    store.append(running, Event({"text": "x" * 1000}))
+    assert store.get("old", "anna")
+    store.append(running, Event({"text": "x" * 1000}))
+    with pytest.raises(NotFound):
+        store.get("old", "anna")
+    assert store.get("running", "anna") is running and len(running.events) == 2
+    store.delete("running", "anna")
+    store.append(running, Event({"text": "x" * 5000}))
+    kept = stored("next", "anna", "completed", inputs=[], size=1000)
+    store.put(kept)
+    store.put(stored("last", "anna", "completed", inputs=[], size=1000))
+    assert store.get("next", "anna") is kept
 
 
 def test_what_was_deleted_while_it_ran_stays_deleted() -> None:
