@@ -21,9 +21,11 @@ from burrstone.serving.metrics import ApiMetrics
 
 log = logging.getLogger("burrstone.replica")
 _BIND_RETRY_S = 0.2
-_BIND_TIMEOUT_S = 30.0
 # What ended requests get to send their error to their clients.
 _LAST_WORDS_S = 5.0
+# A predecessor holds its ports for its grace period, the last words, and the end of its engine and process.
+_BIND_MARGIN_S = _LAST_WORDS_S + 25.0
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class EngineReplica:
@@ -53,7 +55,8 @@ class EngineReplica:
             config, self._lifecycle, authenticator, metrics, REGISTRY, documents(config), version("burrstone")
         )
         http = HttpListener(app.with_cors(), config)
-        await http.start(await _bind_when_free(config.http.host, config.http.port))
+        bind_timeout_s = config.replica.drain_grace_s + _BIND_MARGIN_S
+        await http.start(await _bind_when_free(config.http.host, config.http.port, bind_timeout_s))
         self._listeners.append(http)
         if config.grpc.enabled:
             grpc = GrpcListener(config, self._lifecycle, authenticator, metrics)
@@ -62,7 +65,7 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""
-        if self._engine is not None and self._engine.dead:
+        if self._engine_dead():
             self._lifecycle.fail("the engine died")
             raise RuntimeError("the engine died")
 
@@ -71,9 +74,12 @@ class EngineReplica:
         return self._lifecycle.describe() | {"pid": os.getpid()}
 
     async def drain(self) -> bool:
-        """Refuse new requests, let running ones finish for the grace period, then end them. True when all finished."""
+        """Refuse new requests, let running ones finish for the grace period, then end them. True when all finished.
+
+        With a dead engine there is nothing to wait for, and a replacement that needs the ports.
+        """
         self._lifecycle.close()
-        finished = await self._lifecycle.wait_idle(self._config.replica.drain_grace_s)
+        finished = await self._lifecycle.wait_idle(self._config.replica.drain_grace_s, hopeless=self._engine_dead)
         if not finished and self._engine is not None:
             await self._engine.end_running()
             await self._lifecycle.wait_idle(_LAST_WORDS_S)
@@ -82,6 +88,9 @@ class EngineReplica:
             await asyncio.to_thread(self._engine.shutdown)
         self._drained = True
         return finished
+
+    def _engine_dead(self) -> bool:
+        return self._engine is not None and self._engine.dead
 
     async def _close_listeners(self) -> None:
         for listener in reversed(self._listeners):
@@ -93,9 +102,9 @@ class EngineReplica:
             await self.drain()
 
 
-async def _bind_when_free(host: str, port: int) -> Any:
-    """Bind, waiting a little for a predecessor that is being replaced to let go of the port."""
-    deadline_s = asyncio.get_running_loop().time() + _BIND_TIMEOUT_S
+async def _bind_when_free(host: str, port: int, timeout_s: float) -> Any:
+    """Bind, waiting for a predecessor that is being replaced to let go of the port."""
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
     while True:
         try:
             return bind(host, port)
@@ -108,5 +117,12 @@ async def _bind_when_free(host: str, port: int) -> Any:
 
 
 def _configure_logging(config: ServeConfig) -> None:
-    logging.getLogger("burrstone").setLevel(config.observability.log_level.upper())
+    logger = logging.getLogger("burrstone")
+    logger.setLevel(config.observability.log_level.upper())
+    if not logger.handlers:
+        # Ray writes a worker's stderr to its log file, and configures no logger but its own.
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+        logger.addHandler(handler)
+        logger.propagate = False
     threading.current_thread().name = "burrstone-replica"

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from burrstone.batching.errors import NotReady
 from burrstone.serving.api.types import Api, JsonObject
 
 Phase = Literal["starting", "ready", "draining", "failed"]
+_HOPE_POLL_S = 0.2
 _RETRY_AFTER_S = {"starting": 5.0, "draining": 5.0, "failed": 10.0}
 _MESSAGE = {
     "starting": "The engine is starting; see /ready for its progress.",
@@ -64,13 +65,16 @@ class Lifecycle:
             if self.num_requests == 0:
                 self._idle.set()
 
-    async def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no request is being answered; False when the time ran out first."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
+    async def wait_idle(self, timeout_s: float, *, hopeless: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until no request is being answered; False when the time ran out, or `hopeless()` came true, first."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self._idle.is_set():
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0 or hopeless():
+                return False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, _HOPE_POLL_S)):
+                    await self._idle.wait()
         return True
 
     def describe(self) -> JsonObject:

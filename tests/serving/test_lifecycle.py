@@ -51,6 +51,18 @@ async def test_idle_means_that_every_request_has_ended() -> None:
     assert lifecycle.num_requests == 0
 
 
+async def test_waiting_ends_when_there_is_no_hope() -> None:
+    lifecycle, dead = Lifecycle(), asyncio.Event()
+    assert await lifecycle.wait_idle(3600.0, hopeless=lambda: True)
+    with lifecycle.track():
+        assert not await lifecycle.wait_idle(3600.0, hopeless=lambda: True)
+        waiting = asyncio.create_task(lifecycle.wait_idle(3600.0, hopeless=dead.is_set))
+        assert not await lifecycle.wait_idle(0.0)
+        assert not waiting.done()
+        dead.set()
+        assert not await waiting
+
+
 async def test_a_request_that_fails_has_ended_too() -> None:
     lifecycle = Lifecycle()
     with pytest.raises(RuntimeError, match="failed"), lifecycle.track():
