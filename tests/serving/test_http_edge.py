@@ -242,6 +242,16 @@ def test_client_that_leaves_frees_the_engine(scripted: Server, stream: bool) -> 
     wait_until(lambda: running(scripted) == 0)
 
 
+def test_cancelling_a_background_response_frees_the_engine(scripted: Server) -> None:
+    status, queued = scripted.post("/v1/responses", {"model": MODEL, "input": "never finish", "background": True})
+    assert (status, queued["status"]) == (200, "queued")
+    wait_until(lambda: scripted.get(f"/v1/responses/{queued['id']}")[1]["status"] == "in_progress")
+    assert running(scripted) == 1
+    assert scripted.post(f"/v1/responses/{queued['id']}/cancel", {})[1]["status"] == "cancelled"
+    wait_until(lambda: running(scripted) == 0)
+    assert scripted.get(f"/v1/responses/{queued['id']}")[1]["status"] == "cancelled"
+
+
 def wait_until(condition: object, timeout_s: float = 30.0) -> None:
     assert callable(condition)
     deadline_s = time.monotonic() + timeout_s

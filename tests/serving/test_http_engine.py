@@ -187,14 +187,6 @@ def test_cut_response_stream_ends_with_incomplete(engine: Server) -> None:
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
 
 
-def test_background_response_can_be_cancelled(engine: Server) -> None:
-    body = {"model": MODEL, "input": "Tell a story.", "background": True, "max_output_tokens": 1500, "temperature": 0}
-    status, queued = engine.post("/v1/responses", body)
-    assert (status, queued["status"]) == (200, "queued")
-    _, cancelled = engine.post(f"/v1/responses/{queued['id']}/cancel", {})
-    assert cancelled["status"] in ("cancelled", "completed", "incomplete")
-
-
 def test_messages_and_count_tokens(engine: Server) -> None:
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 6}
     status, reply = engine.post("/v1/messages", body)
