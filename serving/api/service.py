@@ -1,5 +1,6 @@
 """One semantics for both wires: parse, run through vLLM, put right what vLLM leaves wrong."""
 
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any
@@ -20,7 +21,9 @@ from burrstone.serving.metrics import ApiMetrics
 class OpenAIService:
     """The Api both edges call. /v1/responses and /v1/messages are other dialects of `chat`."""
 
-    def __init__(self, backend: Backend, config: ServeConfig, metrics: ApiMetrics, track: Track) -> None:
+    def __init__(
+        self, backend: Backend, config: ServeConfig, metrics: ApiMetrics, track: Track = contextlib.nullcontext
+    ) -> None:
         self._backend = backend
         self._limits = config.limits
         self._unknown_fields = config.unknown_fields
