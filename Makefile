@@ -44,7 +44,7 @@ conformance: setup ## Public conformance suites on both engines, into docs/confo
 
 soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory; RESULTS=file keeps the figures as JSON
 	@$(PYTHON) serving/bootstrap.py dev test-models soak
-	$(BIN)/python -m pytest -m soak tests/soak $(if $(RESULTS),--results $(RESULTS))
+	$(BIN)/python -m pytest -m soak --timeout 7200 tests/soak $(if $(RESULTS),--results $(RESULTS))
 
 bench: setup ## Overhead against bare vLLM on this machine, as JSON
 	$(BIN)/burrstone bench overhead --json
