@@ -1,6 +1,6 @@
 """The older text completions: POST /v1/completions."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
@@ -90,8 +90,8 @@ def to_vllm(request: CreateCompletion) -> dict[str, Any]:
     return kwargs
 
 
-def fix_response(raw: JsonObject, request: CreateCompletion) -> JsonObject:
-    """One text_completion object."""
+def fix_response(raw: JsonObject, request: CreateCompletion, cached_tokens: int) -> JsonObject:
+    """One text_completion object. `cached_tokens` of all prompts: vLLM reports those of the last one."""
     copies = num_copies(request)
     choices = [_choice(choice, request) for choice in raw["choices"]]
     fixed: JsonObject = {
@@ -100,14 +100,16 @@ def fix_response(raw: JsonObject, request: CreateCompletion) -> JsonObject:
         "created": raw["created"],
         "model": request.model,
         "choices": _repeat(choices, copies),
-        "usage": fix_usage(raw["usage"], copies),
+        "usage": _usage(raw["usage"], copies, cached_tokens),
     }
     if raw.get("system_fingerprint"):
         fixed["system_fingerprint"] = raw["system_fingerprint"]
     return fixed
 
 
-async def fix_stream(chunks: AsyncGenerator[JsonObject, None], request: CreateCompletion) -> Stream:
+async def fix_stream(
+    chunks: AsyncGenerator[JsonObject, None], request: CreateCompletion, cached_tokens: Callable[[], int]
+) -> Stream:
     """text_completion events; usage comes once, last, and only when it was asked for."""
     copies = num_copies(request)
     usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
@@ -122,10 +124,16 @@ async def fix_stream(chunks: AsyncGenerator[JsonObject, None], request: CreateCo
                 "choices": _repeat([_choice(choice, request) for choice in chunk["choices"]], copies),
             }
             if usage_wanted:
-                fixed["usage"] = None if usage is None else fix_usage(usage, copies)
+                fixed["usage"] = None if usage is None else _usage(usage, copies, cached_tokens())
             yield Event(fixed)
     finally:
         await chunks.aclose()
+
+
+def _usage(raw: JsonObject, copies: int, cached_tokens: int) -> JsonObject:
+    usage = fix_usage(raw, copies)
+    usage["prompt_tokens_details"]["cached_tokens"] = min(cached_tokens, usage["prompt_tokens"])
+    return usage
 
 
 def _repeat(choices: list[JsonObject], copies: int) -> list[JsonObject]:

@@ -37,9 +37,8 @@ class OpenAIService:
         request = chat.parse(body, self._limits, self._unknown_fields)
         self._check_model(request.model)
         call = self._call(meta, has_limit=request.max_tokens_asked is not None)
-        raw = await _translated(self._backend.chat(chat.to_vllm(request), call))
+        raw = await self._open(self._backend.chat(chat.to_vllm(request), call), call)
         if isinstance(raw, dict):
-            self._account(call)
             return chat.fix_response(raw, request, keep_stop_reason=keep_stop_reason)
         return self._accounted(
             chat.fix_stream(_translated_stream(raw), request, keep_stop_reason=keep_stop_reason), call
@@ -49,11 +48,11 @@ class OpenAIService:
         request = completions.parse(body, self._limits, self._unknown_fields)
         self._check_model(request.model)
         call = self._call(meta, has_limit=request.max_tokens is not None)
-        raw = await _translated(self._backend.completions(completions.to_vllm(request), call), "prompt")
+        raw = await self._open(self._backend.completions(completions.to_vllm(request), call), call, "prompt")
         if isinstance(raw, dict):
-            self._account(call)
-            return completions.fix_response(raw, request)
-        return self._accounted(completions.fix_stream(_translated_stream(raw, "prompt"), request), call)
+            return completions.fix_response(raw, request, call.cached_tokens)
+        chunks = _translated_stream(raw, "prompt")
+        return self._accounted(completions.fix_stream(chunks, request, lambda: call.cached_tokens), call)
 
     async def responses(self, body: JsonObject, meta: RequestMeta) -> JsonObject | Stream:
         return await self._responses.create(body, meta)
@@ -90,7 +89,7 @@ class OpenAIService:
         request = embeddings.parse(body, self._limits, self._unknown_fields)
         self._check_model(request.model)
         call = self._call(meta, has_limit=True)
-        raw = await _translated(self._backend.embeddings(embeddings.to_vllm(request), call))
+        raw = await self._open(self._backend.embeddings(embeddings.to_vllm(request), call), call, "input")
         return embeddings.fix_response(raw, request)
 
     async def models(self, meta: RequestMeta) -> JsonObject:
@@ -149,6 +148,16 @@ class OpenAIService:
             "parent": parent,
             "max_model_len": self._backend.max_model_len,
         }
+
+    async def _open(self, reply: Awaitable[Any], call: Call, prompt_param: str = "messages") -> Any:
+        """The backend's answer. Metered here unless it is a stream, also when it fails or nobody waits for it."""
+        raw = None
+        try:
+            raw = await _translated(reply, prompt_param)
+            return raw
+        finally:
+            if raw is None or isinstance(raw, dict):
+                self._account(call)
 
     def _account(self, call: Call) -> None:
         for kind, count in (
