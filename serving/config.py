@@ -168,7 +168,8 @@ class ServeConfig(_Section):
     trust_remote_code: Literal[False] = Field(False, description="Code from a model repository is never run.")
     cache_dir: Path = Field(Path("~/.cache/burrstone"), description="Converted models and compiled artifacts.")
     unknown_fields: Literal["reject", "ignore"] = Field(
-        "reject", description="Request fields we do not know: 400, or ignored and named in x-ignored-params."
+        "reject",
+        description="Request fields we do not know: 400, or `ignore` those of the body's top level; the log names them.",
     )
     engine: EngineConfig = Field(EngineConfig(), description="The engine.")
     limits: LimitsConfig = Field(LimitsConfig(), description="Request limits.")

@@ -1,6 +1,7 @@
 """What every dialect shares: strict request models, one clean message per mistake, and vLLM's errors in our tree."""
 
 import difflib
+import logging
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,6 +21,7 @@ from burrstone.batching.errors import (
 from burrstone.serving.api.sizes import check_sizes
 from burrstone.serving.api.types import JsonObject
 
+log = logging.getLogger("burrstone.api")
 UnknownFields = Literal["reject", "ignore"]
 # Fields of vLLM that a client may not set here, and why.
 REFUSED_FIELDS = {
@@ -43,6 +45,7 @@ REFUSED_FIELDS = {
     "context_management": "the server does not shorten conversations; send the turns that should count",
 }
 _MAX_SHOWN = 80
+_MAX_NAMED = 10
 _STRICT = ConfigDict(
     extra="forbid",
     strict=True,
@@ -79,7 +82,7 @@ def parse_model(cls: type[RequestT], body: JsonObject, unknown_fields: UnknownFi
                 f"{name} cannot be set by a request: {REFUSED_FIELDS[name]}.", param=name, code="unsupported_parameter"
             )
     if unknown_fields == "ignore":
-        body = {key: value for key, value in body.items() if key in _names(cls)}
+        body = _known_fields(cls, body)
     check_sizes(body)
     try:
         return cls.model_validate(body)
@@ -89,13 +92,17 @@ def parse_model(cls: type[RequestT], body: JsonObject, unknown_fields: UnknownFi
         raise InvalidRequest("The body nests too deeply.", code="invalid_value") from None
 
 
-def ignored_fields(cls: type[RequestModel], body: JsonObject) -> list[str]:
-    """Top-level fields of the body that `cls` does not have."""
-    return sorted(body.keys() - _names(cls))
-
-
 def reject(message: str, param: str, code: str = "invalid_value") -> InvalidRequest:
     return InvalidRequest(message, param=param, code=code)
+
+
+def _known_fields(cls: type[RequestModel], body: JsonObject) -> JsonObject:
+    names = _names(cls)
+    ignored = [name for name in body if name not in names]
+    if ignored:
+        shown = ", ".join(_shorten(name) for name in ignored[:_MAX_NAMED])
+        log.info("%s: %d unknown fields ignored: %s", cls.__name__, len(ignored), shown)
+    return {name: value for name, value in body.items() if name in names}
 
 
 def _names(cls: type[BaseModel]) -> set[str]:

@@ -1,6 +1,7 @@
 """What a request may hold before the server does any work for it, checked on the parsers themselves."""
 
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -157,3 +158,12 @@ def test_a_whitespace_pattern_is_limited() -> None:
 def test_modest_structural_tags_are_taken() -> None:
     _ask(structural_tag=_tag({"type": "json_schema", "json_schema": {"type": "object"}}))
     _ask(structural_tag=_tag({"type": "repeat", "min": 1, "max": 3, "content": {"type": "regex", "pattern": "a+"}}))
+
+
+def test_ignored_fields_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Only those of the top level are ignored, as the option's help says; what they hold is never written."""
+    with caplog.at_level(logging.INFO, "burrstone.api"):
+        chat.parse({"model": "m", "messages": HELLO, "temprature": "secret"}, LIMITS, "ignore")
+    assert "temprature" in caplog.text and "secret" not in caplog.text
+    with pytest.raises(InvalidRequest, match="Unrecognized"):
+        chat.parse({"model": "m", "messages": [HELLO[0] | {"mood": "x"}]}, LIMITS, "ignore")
