@@ -54,6 +54,12 @@ def parse(body: JsonObject, limits: LimitsConfig, unknown_fields: UnknownFields)
     """The body, checked. Raises InvalidRequest naming the field, the rule and the fix."""
     request = parse_model(CreateChatCompletion, body, unknown_fields)
     check_sampling(request, limits)
+    if request.prediction is not None:
+        raise reject(
+            "The 'prediction' parameter is not offered: no output is predicted; leave it out.",
+            "prediction",
+            "unsupported_parameter",
+        )
     _check_logprobs(request, limits)
     check_messages(request.messages, limits)
     _check_tools(request, limits)

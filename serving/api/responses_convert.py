@@ -20,6 +20,7 @@ _INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
 _UNSUPPORTED = {
     "conversation": "send the items, or chain with previous_response_id",
     "prompt": "there are no stored prompt templates; send instructions and input",
+    "max_tool_calls": "it bounds hosted tools, of which there are none; count the calls your side answers",
 }
 
 

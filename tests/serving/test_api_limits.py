@@ -13,6 +13,7 @@ from burrstone.serving.api.base import RequestModel
 from burrstone.serving.api.chat_schema import CreateChatCompletion
 from burrstone.serving.api.completions import CreateCompletion
 from burrstone.serving.api.messages_schema import CreateMessage
+from burrstone.serving.api.responses_convert import refuse_unsupported
 from burrstone.serving.api.responses_schema import CreateResponse
 from burrstone.serving.api.sizes import MAX_ITEMS
 from burrstone.serving.api.tokens import parse_tokenize, tokenize_to_vllm
@@ -167,3 +168,14 @@ def test_ignored_fields_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -
     assert "temprature" in caplog.text and "secret" not in caplog.text
     with pytest.raises(InvalidRequest, match="Unrecognized"):
         chat.parse({"model": "m", "messages": [HELLO[0] | {"mood": "x"}]}, LIMITS, "ignore")
+
+
+def test_what_a_client_would_rely_on_is_refused_by_name() -> None:
+    prediction = {"type": "content", "content": "hello"}
+    with pytest.raises(InvalidRequest) as by_chat:
+        chat.parse({"model": "m", "messages": HELLO, "prediction": prediction}, LIMITS, "reject")
+    with pytest.raises(InvalidRequest) as by_responses:
+        refuse_unsupported({"model": "m", "input": "hello", "max_tool_calls": 1})
+    assert [by_chat.value.param, by_responses.value.param] == ["prediction", "max_tool_calls"]
+    chat.parse({"model": "m", "messages": HELLO, "prediction": None}, LIMITS, "reject")
+    refuse_unsupported({"model": "m", "input": "hello", "max_tool_calls": None})
