@@ -78,13 +78,19 @@ class Cluster:
 
         if not ray.is_initialized():
             local: dict[str, Any] = {} if self.joined else {"object_store_memory": _OBJECT_STORE_BYTES}
-            context = ray.init(
-                address=None if self.joined else "local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **local,
-            )
+            try:
+                context = ray.init(
+                    address=None if self.joined else "local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **local,
+                )
+            except ConnectionError as error:
+                raise ConfigError(
+                    f"RAY_ADDRESS: {error}; start that cluster, or unset RAY_ADDRESS. "
+                    "A cluster that asks for a token wants RAY_AUTH_MODE=token here as well"
+                ) from error
             self._session_dir = None if self.joined else context.address_info["session_dir"]
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
