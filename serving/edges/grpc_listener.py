@@ -18,7 +18,7 @@ from burrstone.serving.config import ConfigError, ServeConfig, TlsConfig
 from burrstone.serving.edges.grpc_builtin import HEALTH_NAME, add_health, add_reflection
 from burrstone.serving.edges.grpc_errors import REQUEST_ID_KEY, fail
 from burrstone.serving.edges.grpc_rpcs import Rpc, Streaming, rpcs
-from burrstone.serving.edges.ids import request_id_from
+from burrstone.serving.edges.ids import request_id_from, session_id_from
 from burrstone.serving.edges.lifecycle import Lifecycle
 from burrstone.serving.edges.proto_convert import check_known
 from burrstone.serving.edges.proto_convert_tables import PACKAGE
@@ -136,7 +136,12 @@ class GrpcListener:
 
     def _meta(self, metadata: dict[str, Any], request_id: str, timeout_s: float) -> RequestMeta:
         tenant = self._authenticator.tenant(presented_key(metadata.get("authorization"), metadata.get("x-api-key")))
-        return RequestMeta(request_id=request_id, tenant=tenant, deadline_s=time.monotonic() + timeout_s)
+        return RequestMeta(
+            request_id=request_id,
+            tenant=tenant,
+            deadline_s=time.monotonic() + timeout_s,
+            session_id=session_id_from(metadata.get("x-session-id"), tenant),
+        )
 
     @contextlib.contextmanager
     def _observed(self, rpc: Rpc, context: Context) -> Iterator[list[str]]:

@@ -25,7 +25,7 @@ from burrstone.serving.config import ServeConfig
 from burrstone.serving.edges.http_body import headers_of, read_json
 from burrstone.serving.edges.http_reply import Reply, send_error, send_json, send_plain, send_stream
 from burrstone.serving.edges.http_routes import Match, Operation, RouteTable
-from burrstone.serving.edges.ids import request_id_from
+from burrstone.serving.edges.ids import request_id_from, session_id_from
 from burrstone.serving.edges.lifecycle import Lifecycle
 from burrstone.serving.metrics import ApiMetrics
 
@@ -157,6 +157,7 @@ class HttpApi:
             request_id=reply.request_id,
             tenant=tenant,
             deadline_s=time.monotonic() + self._config.limits.request_timeout_s,
+            session_id=session_id_from(headers_of(scope).get(b"x-session-id", b"").decode("latin-1"), tenant),
         )
         work = asyncio.ensure_future(self._run(operation, api, body, meta, match, scope, reply))
         watch = asyncio.ensure_future(_disconnected(receive))

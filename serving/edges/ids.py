@@ -1,4 +1,4 @@
-"""Request ids: the caller's when it is short and plain, ours otherwise."""
+"""Ids that callers may choose: short and plain, or they are not taken."""
 
 import re
 import uuid
@@ -11,3 +11,10 @@ def request_id_from(presented: str | None) -> str:
     if presented and _PLAIN.fullmatch(presented):
         return presented
     return f"req_{uuid.uuid4().hex}"
+
+
+def session_id_from(presented: str | None, tenant: str) -> str | None:
+    """The caller's x-session-id if it is 1-64 of [A-Za-z0-9._-], within its tenant: no one can name another's session."""
+    if presented and _PLAIN.fullmatch(presented):
+        return f"{tenant}/{presented}"
+    return None

@@ -15,6 +15,7 @@ from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from burrstone.batching.request import RequestMeta
 from burrstone.openai.v1 import models_pb2, models_pb2_grpc
 from burrstone.serving.auth import Authenticator
 from burrstone.serving.config import ConfigError, ServeConfig
@@ -33,11 +34,11 @@ class SlowApi:
     """Answers `models` when told to; nothing else is asked of it."""
 
     def __init__(self) -> None:
-        self.arrived: asyncio.Queue[None] = asyncio.Queue()
+        self.arrived: asyncio.Queue[RequestMeta] = asyncio.Queue()
         self.go = asyncio.Event()
 
-    async def models(self, meta: Any) -> dict[str, Any]:
-        self.arrived.put_nowait(None)
+    async def models(self, meta: RequestMeta) -> dict[str, Any]:
+        self.arrived.put_nowait(meta)
         await self.go.wait()
         return {"object": "list", "data": []}
 
@@ -86,6 +87,20 @@ async def test_calls_beyond_the_bound_are_refused(listen: Listen) -> None:
         api.go.set()
         await asyncio.gather(*held)
         await stub.ListModels(models_pb2.ListModelsRequest())
+
+
+@pytest.mark.parametrize(("given", "session_id"), [("turn-7", "default/turn-7"), ("a b", None), ("x" * 65, None)])
+async def test_a_session_is_the_tenants_own(listen: Listen, given: str, session_id: str | None) -> None:
+    lifecycle, api = Lifecycle(), SlowApi()
+    lifecycle.open(api)  # type: ignore[arg-type]
+    api.go.set()
+    grpc_port, http_port = await listen(lifecycle)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        await model_stub(channel).ListModels(models_pb2.ListModelsRequest(), metadata=(("x-session-id", given),))
+    request = urllib.request.Request(f"http://127.0.0.1:{http_port}/v1/models", headers={"x-session-id": given})
+    with await asyncio.to_thread(urllib.request.urlopen, request, timeout=30):
+        pass
+    assert [(await api.arrived.get()).session_id for _ in range(2)] == [session_id] * 2
 
 
 async def test_watches_leave_room_for_other_calls(listen: Listen) -> None:
