@@ -179,3 +179,9 @@ class ServeConfig(_Section):
     auth: AuthConfig = Field(AuthConfig(), description="API keys.")
     observability: ObservabilityConfig = Field(ObservabilityConfig(), description="Logs and metrics.")
     replica: ReplicaConfig = Field(ReplicaConfig(), description="Ray Serve replica.")
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> "ServeConfig":
+        if self.grpc.enabled and self.http.port == self.grpc.port != 0:
+            raise ValueError(f"http.port and grpc.port are both {self.http.port}; each listener needs its own")
+        return self

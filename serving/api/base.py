@@ -117,12 +117,15 @@ def _explain(cls: type[BaseModel], body: JsonObject, error: ValidationError) -> 
     kind = problem["type"]
     if kind == "extra_forbidden":
         return InvalidRequest(_unknown(cls, param), param=param, code="unknown_parameter")
+    if kind == "union_tag_not_found":
+        param = f"{param}.{problem['ctx']['discriminator'].strip(chr(39))}"
+        kind = "missing"
     if kind == "missing":
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     given = problem["input"]
     shown = "" if isinstance(given, dict | list) else f", got {_shorten(given)}"
     message = f"Invalid value for '{param}': {_rule(problem)}{shown}."
-    wrong_type = kind.endswith(("_type", "_parsing")) or kind in ("is_instance_of", "union_tag_not_found")
+    wrong_type = kind.endswith(("_type", "_parsing")) or kind == "is_instance_of"
     return InvalidRequest(message, param=param, code="invalid_type" if wrong_type else "invalid_value")
 
 

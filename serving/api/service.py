@@ -5,11 +5,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any
 
-from burrstone.batching.errors import NotFound
+from burrstone.batching.errors import NotFound, ServeError
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.api import chat, completions, embeddings, tokens
 from burrstone.serving.api.base import from_vllm_error
 from burrstone.serving.api.messages import MessagesApi
+from burrstone.serving.api.renaming import renamed
 from burrstone.serving.api.responses import ResponsesApi, Track
 from burrstone.serving.api.types import JsonObject, Order, Stream
 from burrstone.serving.config import ServeConfig
@@ -37,7 +38,12 @@ class OpenAIService:
         request = chat.parse(body, self._limits, self._unknown_fields)
         self._check_model(request.model)
         call = self._call(meta, has_limit=request.max_tokens_asked is not None)
-        raw = await self._open(self._backend.chat(chat.to_vllm(request), call), call)
+        try:
+            raw = await self._open(self._backend.chat(chat.to_vllm(request), call), call)
+        except ServeError as error:
+            if request.max_completion_tokens is None:  # both become vLLM's max_completion_tokens
+                raise renamed(error, [("max_completion_tokens", "max_tokens")]) from error
+            raise
         if isinstance(raw, dict):
             return chat.fix_response(raw, request, keep_stop_reason=keep_stop_reason)
         return self._accounted(

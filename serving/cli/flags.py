@@ -1,6 +1,7 @@
 """Command-line flags made from the configuration's own fields, so that every key is a flag of the same name."""
 
 import argparse
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,23 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model_argument", nargs="?", metavar="MODEL", help="folder, hub id, or the embedded model's name (default)"
     )
+    parser.usage = f"{parser.prog} [MODEL] [-c FILE] [--KEY VALUE ...]"
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration file")
     group = parser.add_argument_group("configuration keys (values are YAML)")
     for option in options():
         names = [*_ALIASES.get(option.key, []), f"--{option.key.replace('_', '-')}"]
-        default = option.field.get_default()
+        default = None if option.field.is_required() else option.field.get_default()
         shown = "" if default is None or default == () or default == {} else f" [{default}]"
         help_text = f"{option.field.description}{shown}".replace("%", "%%")
         group.add_argument(*names, dest=option.key, default=None, metavar="VALUE", help=help_text)
+
+
+def nearest_flag(given: str) -> str | None:
+    """The flag that a misspelt one most likely means."""
+    known = [name for names in _ALIASES.values() for name in names]
+    known += [f"--{option.key.replace('_', '-')}" for option in options()]
+    near = difflib.get_close_matches(given.partition("=")[0], known, n=1)
+    return near[0] if near else None
 
 
 def config_from_flags(arguments: argparse.Namespace) -> LoadedConfig:
@@ -44,6 +54,10 @@ def config_from_flags(arguments: argparse.Namespace) -> LoadedConfig:
         if text is not None:
             overrides[option.key] = _parse_value(option.key, text)
     if arguments.model_argument is not None:
+        if arguments.model_argument.endswith((".yaml", ".yml")):
+            raise ConfigError(
+                f"{arguments.model_argument} stands where the model's name goes; give a configuration file with --config"
+            )
         overrides["model"] = arguments.model_argument
     return load_config(arguments.config, overrides)
 

@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import entry_points, version
 
 from burrstone.serving.cli import config, doctor, serve
+from burrstone.serving.cli.flags import nearest_flag
 from burrstone.serving.config import ConfigError
 
 EXIT_CONFIG = 2
@@ -29,8 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad configuration or usage."""
-    arguments = build_parser().parse_args(argv)
+    arguments, unknown = build_parser().parse_known_args(argv)
     try:
+        if unknown:
+            near = nearest_flag(unknown[0])
+            hint = f"; did you mean {near}?" if near else f"; see `burrstone {arguments.command} --help`"
+            raise ConfigError(f"unknown argument {unknown[0]}{hint}")
         code: int = arguments.run(arguments)
     except ConfigError as error:
         print(f"burrstone: {error}", file=sys.stderr)

@@ -71,7 +71,8 @@ class HttpApi:
             return
         headers = headers_of(scope)
         reply = Reply(send, request_id_from(headers.get(b"x-request-id", b"").decode("latin-1")))
-        operation, outcome = "unknown", "ok"
+        operation = scope["path"].strip("/") if self._is_plain(scope["path"]) else "unknown"
+        outcome = "ok"
         try:
             if await self._answer_plain(scope, headers, reply):
                 return
@@ -95,10 +96,13 @@ class HttpApi:
             self._metrics.requests.labels("http", operation, outcome).inc()
             self._metrics.duration_s.labels("http", operation).observe(time.monotonic() - reply.started_s)
 
+    def _is_plain(self, path: str) -> bool:
+        return path in ("/health", "/ready", "/metrics", "/version") or path in self._documents
+
     async def _answer_plain(self, scope: Scope, headers: dict[bytes, bytes], reply: Reply) -> bool:
         """Routes that need no engine. True when the path was one of them."""
         path = scope["path"]
-        if path not in ("/health", "/ready", "/metrics", "/version") and path not in self._documents:
+        if not self._is_plain(path):
             return False
         if scope["method"] not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{path} answers GET only.")

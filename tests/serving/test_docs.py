@@ -61,3 +61,11 @@ def test_the_openai_sdk_example_of_the_readme_prints_an_answer(engine: Server) -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.engine
+def test_the_grpc_client_example_of_the_readme_prints_an_answer(engine: Server) -> None:
+    code = block("python", "serving.client").replace("127.0.0.1:9000", engine.grpc_address)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

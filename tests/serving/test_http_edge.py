@@ -48,6 +48,8 @@ TOOL = {
             "response_format.json_schema",
             "missing_required_parameter",
         ),
+        ({"model": MODEL, "messages": [{"rol": "user"}]}, "messages[0].role", "missing_required_parameter"),
+        (chat("x", max_tokens=100_000), "max_tokens", "context_length_exceeded"),
         ({"model": MODEL, "messages": [{"role": "wizard", "content": "x"}]}, "messages[0]", "invalid_value"),
         ({"model": MODEL, "messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_type"),
         (
