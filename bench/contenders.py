@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from burrstone.serving.launch import engine_environment
 MODEL = "default"
 MAX_MODEL_LEN = 2048
 _KV_GIB = 1.0
+_QUIET_PORTS = (20_000, 32_000)
 _START_TIMEOUT_S = 900.0
 _STOP_TIMEOUT_S = 60.0
 
@@ -38,7 +40,7 @@ class Contenders:
 @contextlib.contextmanager
 def contenders(say: Callable[[str], None]) -> Iterator[Contenders]:
     """Both running and ready, on free loopback ports; stopped at the end. Started one after the other."""
-    ports = Contenders(*(_free_port() for _ in range(3)))
+    ports = Contenders(*(free_port() for _ in range(3)))
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burrstone-bench-")))
         for name, (command, environment, ready) in _commands(ports, say).items():
@@ -95,8 +97,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A free port that stays free: outside what the kernel hands out by itself, and what Ray gives its workers."""
+    while True:
+        port = random.randint(*_QUIET_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port

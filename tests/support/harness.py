@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from burrstone.bench.contenders import free_port
 
 START_TIMEOUT_S = 900
 SCRIPT = Path(__file__).parent.parent / "data" / "script.yaml"
@@ -77,13 +78,6 @@ class Server:
                     events.append((name, data if data == "[DONE]" else json.loads(data)))
                     name = None
         return events
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

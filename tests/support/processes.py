@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 from waiting import wait_until
 
-from harness import Server, free_port
+from burrstone.bench.contenders import free_port
+from harness import Server
 
 _MARK = "BURRSTONE_TEST_MARK"
 
