@@ -8,7 +8,7 @@ from report import Report
 
 from harness import Server, serving
 
-REQUEST_TIMEOUT_S = 45.0
+REQUEST_TIMEOUT_S = 120.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +37,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory, request_timeout_s: float) -
     """The real engine; answers are short unless a test asks for long ones."""
     flags = ["--limits.default-max-tokens", "4", "--engine.max-model-len", "2048"]
     flags += ["--limits.request-timeout-s", str(request_timeout_s), "--http.body-timeout-s", "5"]
+    # A hundred clients, some with three choices, are all to be running at once.
+    flags += ["--max-num-seqs", "192"]
     # Memory of the KV cache counts once it is written to: a small one is all written to soon.
     flags += ["--engine.kv-cache-gib", "1"]
     with serving(tmp_path_factory.mktemp("engine") / "log", *flags) as server:
