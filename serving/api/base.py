@@ -118,8 +118,8 @@ def _explain(cls: type[BaseModel], body: JsonObject, error: ValidationError) -> 
     if kind == "extra_forbidden":
         return InvalidRequest(_unknown(cls, param), param=param, code="unknown_parameter")
     if kind == "union_tag_not_found":
-        param = f"{param}.{problem['ctx']['discriminator'].strip(chr(39))}"
-        kind = "missing"
+        discriminator = problem["ctx"]["discriminator"].strip("'")
+        param, kind = f"{param}.{discriminator}", "missing"
     if kind == "missing":
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     given = problem["input"]

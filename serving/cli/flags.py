@@ -31,7 +31,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration file")
     group = parser.add_argument_group("configuration keys (values are YAML)")
     for option in options():
-        names = [*_ALIASES.get(option.key, []), f"--{option.key.replace('_', '-')}"]
+        names = [*_ALIASES.get(option.key, []), _flag(option.key)]
         default = None if option.field.is_required() else option.field.get_default()
         shown = "" if default is None or default == () or default == {} else f" [{default}]"
         help_text = f"{option.field.description}{shown}".replace("%", "%%")
@@ -41,7 +41,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 def nearest_flag(given: str) -> str | None:
     """The flag that a misspelt one most likely means."""
     known = [name for names in _ALIASES.values() for name in names]
-    known += [f"--{option.key.replace('_', '-')}" for option in options()]
+    known += [_flag(option.key) for option in options()]
     near = difflib.get_close_matches(given.partition("=")[0], known, n=1)
     return near[0] if near else None
 
@@ -62,6 +62,10 @@ def config_from_flags(arguments: argparse.Namespace) -> LoadedConfig:
     return load_config(arguments.config, overrides)
 
 
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
 def _parse_value(key: str, text: str) -> Any:
     if key in ("model", "engine.speculative.model"):
         return text
@@ -69,4 +73,4 @@ def _parse_value(key: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
-        raise ConfigError(f"--{key.replace('_', '-')}: {text!r} is not a YAML value: {problem}") from error
+        raise ConfigError(f"{_flag(key)}: {text!r} is not a YAML value: {problem}") from error

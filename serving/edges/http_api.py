@@ -71,17 +71,18 @@ class HttpApi:
             return
         headers = headers_of(scope)
         reply = Reply(send, request_id_from(headers.get(b"x-request-id", b"").decode("latin-1")))
-        operation = scope["path"].strip("/") if self._is_plain(scope["path"]) else "unknown"
-        outcome = "ok"
+        operation, outcome = "unknown", "ok"
         try:
-            if await self._answer_plain(scope, headers, reply):
+            if self._is_plain(scope["path"]):
+                operation = scope["path"].strip("/")
+                await self._answer_plain(scope, headers, reply)
                 return
             match = self._match(scope)
             operation = match.operation.name
             reply.anthropic = match.operation.anthropic
             tenant = self._authenticate(headers)
             with self._counted():
-                await self._answer(match, scope, tenant, receive, reply)
+                await self._answer(match, scope, headers, tenant, receive, reply)
         except ClientGone:
             outcome = "client_gone"
         except ServeError as error:
@@ -97,13 +98,11 @@ class HttpApi:
             self._metrics.duration_s.labels("http", operation).observe(time.monotonic() - reply.started_s)
 
     def _is_plain(self, path: str) -> bool:
+        """Whether the route needs no engine."""
         return path in ("/health", "/ready", "/metrics", "/version") or path in self._documents
 
-    async def _answer_plain(self, scope: Scope, headers: dict[bytes, bytes], reply: Reply) -> bool:
-        """Routes that need no engine. True when the path was one of them."""
+    async def _answer_plain(self, scope: Scope, headers: dict[bytes, bytes], reply: Reply) -> None:
         path = scope["path"]
-        if not self._is_plain(path):
-            return False
         if scope["method"] not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{path} answers GET only.")
         if not (path in ("/health", "/ready") or (path == "/metrics" and self._config.observability.metrics_public)):
@@ -119,7 +118,6 @@ class HttpApi:
             await send_plain(reply, "text/plain; version=0.0.4; charset=utf-8", generate_latest(self._registry))
         else:
             await send_plain(reply, *self._documents[path])
-        return True
 
     def _match(self, scope: Scope) -> Match:
         found = self._routes.match(scope["path"])
@@ -153,7 +151,9 @@ class HttpApi:
         finally:
             self._num_requests -= 1
 
-    async def _answer(self, match: Match, scope: Scope, tenant: str, receive: Receive, reply: Reply) -> None:
+    async def _answer(
+        self, match: Match, scope: Scope, headers: dict[bytes, bytes], tenant: str, receive: Receive, reply: Reply
+    ) -> None:
         operation = match.operation
         body = await read_json(scope, receive, self._config.limits, self._config.http) if operation.has_body else {}
         api = self._lifecycle.api()
@@ -161,7 +161,7 @@ class HttpApi:
             request_id=reply.request_id,
             tenant=tenant,
             deadline_s=time.monotonic() + self._config.limits.request_timeout_s,
-            session_id=session_id_from(headers_of(scope).get(b"x-session-id", b"").decode("latin-1"), tenant),
+            session_id=session_id_from(headers.get(b"x-session-id", b"").decode("latin-1"), tenant),
         )
         work = asyncio.ensure_future(self._run(operation, api, body, meta, match, scope, reply))
         watch = asyncio.ensure_future(_disconnected(receive))
