@@ -87,7 +87,7 @@ async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics,
 
     lifecycle.detail = "loading the model"
     model = await asyncio.to_thread(models.resolve_model, config.model, config.cache_dir.expanduser())
-    kv_bytes = await asyncio.to_thread(_kv_cache_bytes, config, models.model_config(model.path))
+    kv_bytes = await asyncio.to_thread(_kv_cache_bytes, config, model.config)
     engine_args = arguments.engine_arguments(config, model, kv_cache_bytes=kv_bytes)
     lifecycle.detail = "starting the engine: loading weights, compiling"
     llm = await _start_llm(config, engine_args)

@@ -7,7 +7,7 @@ from typing import Any
 
 from burrstone.serving.config import ConfigError, EngineConfig, ServeConfig
 from burrstone.serving.engine import vllm_compat as vllm
-from burrstone.serving.engine.models import ResolvedModel, default_tool_parser, model_config
+from burrstone.serving.engine.models import ResolvedModel, default_tool_parser
 
 # Fields that would open what this server keeps closed, with the reason to give.
 _CLOSED = {
@@ -69,7 +69,7 @@ def serving_arguments(config: ServeConfig, model: ResolvedModel, engine_args: An
     """What vLLM's own front end would be given on its command line."""
     parser = config.engine.tool_call_parser
     if parser == "auto":
-        parser = default_tool_parser(model_config(model.path))
+        parser = default_tool_parser(model.config)
     return vllm.frontend_arguments(
         engine_args,
         lora_modules=[

@@ -37,26 +37,30 @@ _TOOL_PARSERS = {
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """`path` is a folder or a hub id, as vLLM takes it; the first of `served_names` is what responses say."""
+    """`path` is a folder or a hub id, as vLLM takes it; the first of `served_names` is what responses say.
+
+    `config` is its config.json.
+    """
 
     path: str
     served_names: tuple[str, ...]
+    config: dict[str, Any]
 
 
 def resolve_model(name: str, cache_dir: Path, say: Callable[[str], None] = lambda _: None) -> ResolvedModel:
     """The embedded model, a local folder or a hub id. Raises ConfigError for one that holds no model we may serve."""
     if name == EMBEDDED_MODEL:
-        return ResolvedModel(str(embedded_model(cache_dir, say)), (EMBEDDED_MODEL, "default"))
+        embedded = str(embedded_model(cache_dir, say))
+        return ResolvedModel(embedded, (EMBEDDED_MODEL, "default"), model_config(embedded))
     folder = Path(name).expanduser()
     if folder.exists() or name.startswith((".", "/", "~")):
-        _check_folder(folder)
-        return ResolvedModel(str(folder.resolve()), (folder.resolve().name, "default"))
+        checked = _checked_folder(folder)
+        return ResolvedModel(str(folder.resolve()), (folder.resolve().name, "default"), checked)
     if name.count("/") != 1:
         raise ConfigError(
             f"model {name!r} is neither a folder, nor a hub id (owner/name), nor the embedded model {EMBEDDED_MODEL!r}"
         )
-    _refuse_code(model_config(name), name)
-    return ResolvedModel(name, (name, "default"))
+    return ResolvedModel(name, (name, "default"), _without_code(model_config(name), name))
 
 
 def model_config(path: str) -> dict[str, Any]:
@@ -146,14 +150,17 @@ def _fetch_config(hub_id: str) -> Path:
         ) from error
 
 
-def _refuse_code(config: dict[str, Any], where: str) -> None:
+def _without_code(config: dict[str, Any], where: str) -> dict[str, Any]:
     if "auto_map" in config:
         raise ConfigError(f"{where} has `auto_map`, code of its own to run; trust_remote_code is off for good")
+    return config
 
 
-def _check_folder(folder: Path) -> None:
+def _checked_folder(folder: Path) -> dict[str, Any]:
+    """config.json of a folder that holds a model. Raises ConfigError."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model folder {folder} has no config.json; give a Hugging Face model folder")
-    _refuse_code(model_config(str(folder)), str(folder / "config.json"))
+    config = _without_code(model_config(str(folder)), str(folder / "config.json"))
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ConfigError(f"model folder {folder} has no *.safetensors weights")
+    return config

@@ -56,16 +56,10 @@ def test_the_curl_command_of_the_readme_answers(engine: Server) -> None:
 
 
 @pytest.mark.engine
-def test_the_openai_sdk_example_of_the_readme_prints_an_answer(engine: Server) -> None:
-    code = block("python", "from openai").replace("http://127.0.0.1:8000", engine.url)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-
-
-@pytest.mark.engine
-def test_the_grpc_client_example_of_the_readme_prints_an_answer(engine: Server) -> None:
-    code = block("python", "serving.client").replace("127.0.0.1:9000", engine.grpc_address)
+@pytest.mark.parametrize("example", ["from openai", "serving.client"], ids=["OpenAI SDK", "gRPC client"])
+def test_the_python_examples_of_the_readme_print_an_answer(engine: Server, example: str) -> None:
+    code = block("python", example)
+    code = code.replace("http://127.0.0.1:8000", engine.url).replace("127.0.0.1:9000", engine.grpc_address)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -3,10 +3,10 @@
 import http.client
 import json
 import socket
-import time
 import urllib.request
 
 import pytest
+from waiting import generations_running, wait_until
 
 from harness import MODEL, Server
 
@@ -218,14 +218,6 @@ def test_hosted_tools_are_refused_by_name(scripted: Server) -> None:
     assert reply["error"]["param"] == "tools[0].type"
 
 
-def running(server: Server) -> float:
-    with urllib.request.urlopen(f"{server.url}/metrics") as reply:
-        for line in reply.read().decode().splitlines():
-            if line.startswith("burrstone_generations_running "):
-                return float(line.split()[1])
-    raise AssertionError("no metric")
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_leaves_frees_the_engine(scripted: Server, stream: bool) -> None:
     connections = []
@@ -238,28 +230,20 @@ def test_client_that_leaves_frees_the_engine(scripted: Server, stream: bool) -> 
             {"Content-Type": "application/json"},
         )
         connections.append(connection)
-    wait_until(lambda: running(scripted) == 20)
+    wait_until(lambda: generations_running(scripted) == 20)
     for connection in connections:
         connection.close()
-    wait_until(lambda: running(scripted) == 0)
+    wait_until(lambda: generations_running(scripted) == 0)
 
 
 def test_cancelling_a_background_response_frees_the_engine(scripted: Server) -> None:
     status, queued = scripted.post("/v1/responses", {"model": MODEL, "input": "never finish", "background": True})
     assert (status, queued["status"]) == (200, "queued")
     wait_until(lambda: scripted.get(f"/v1/responses/{queued['id']}")[1]["status"] == "in_progress")
-    assert running(scripted) == 1
+    assert generations_running(scripted) == 1
     assert scripted.post(f"/v1/responses/{queued['id']}/cancel", {})[1]["status"] == "cancelled"
-    wait_until(lambda: running(scripted) == 0)
+    wait_until(lambda: generations_running(scripted) == 0)
     assert scripted.get(f"/v1/responses/{queued['id']}")[1]["status"] == "cancelled"
-
-
-def wait_until(condition: object, timeout_s: float = 30.0) -> None:
-    assert callable(condition)
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition never came true"
-        time.sleep(0.02)
 
 
 def test_documents(scripted: Server) -> None:

@@ -13,8 +13,9 @@ from burrstone.serving.engine.models import ResolvedModel
 
 @pytest.fixture
 def model(tmp_path: Path) -> ResolvedModel:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
-    return ResolvedModel(str(tmp_path), ("tiny", "default"))
+    model_config = {"model_type": "qwen3"}
+    (tmp_path / "config.json").write_text(json.dumps(model_config))
+    return ResolvedModel(str(tmp_path), ("tiny", "default"), model_config)
 
 
 def config(engine: dict[str, Any] | None = None, **sections: Any) -> ServeConfig:
