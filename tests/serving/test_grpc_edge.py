@@ -18,16 +18,13 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from rpcs import SERVICES
 from waiting import generations_running, wait_until
 
 from burrstone.openai.v1 import (
     chat_pb2,
-    completions_pb2,
-    embeddings_pb2,
     models_pb2,
     raw_pb2,
-    responses_pb2,
-    tokenize_pb2,
 )
 from burrstone.serving.client import ApiError, AsyncClient, Client
 from burrstone.serving.edges.proto_convert import from_json, to_json
@@ -36,7 +33,6 @@ from harness import MODEL, Server
 Json = dict[str, Any]
 README = Path(__file__).parents[2] / "README.md"
 PACKAGE = "burrstone.openai.v1"
-MODULES = (chat_pb2, completions_pb2, embeddings_pb2, models_pb2, raw_pb2, responses_pb2, tokenize_pb2)
 HELLO = "say exactly: hello world"
 ANSWER = "Hello world, this is a script."
 DEADLINE_S = 30.0
@@ -130,12 +126,8 @@ async def test_every_operation_of_the_async_client_answers(scripted: Server) -> 
 def test_both_clients_have_every_rpc(scripted: Server) -> None:
     public = {name for name in vars(Client) if not name.startswith("_")}
     assert public == {name for name in vars(AsyncClient) if not name.startswith("_")}
-    num_rpcs = sum(len(service.methods) for service in services())
+    num_rpcs = sum(len(service.methods) for service in SERVICES)
     assert len(public - {"close"}) == num_rpcs
-
-
-def services() -> list[Any]:
-    return [service for module in MODULES for service in module.DESCRIPTOR.services_by_name.values()]
 
 
 # What plain stubs send to each RPC, and the field in which its answer must say something; None: refused by this model.
@@ -163,7 +155,7 @@ STUB_CALLS: dict[str, tuple[Json, str | None]] = {
 
 def test_plain_stubs_reach_every_rpc(channel: grpc.Channel, client: Client) -> None:
     response_id = client.respond(model=MODEL, input=HELLO).response.id
-    methods = {method.name: method for service in services() for method in service.methods}
+    methods = {method.name: method for service in SERVICES for method in service.methods}
     assert methods.keys() == STUB_CALLS.keys() | {"Invoke"}
     for name, (fields, says) in STUB_CALLS.items():
         fields = {key: response_id if value == "ID" else value for key, value in fields.items()}
@@ -182,7 +174,7 @@ def test_plain_stubs_reach_every_rpc(channel: grpc.Channel, client: Client) -> N
 
 def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
     listed = set(ProtoReflectionDescriptorDatabase(channel).get_services())
-    assert listed >= {service.full_name for service in services()}
+    assert listed >= {service.full_name for service in SERVICES}
     assert "grpc.health.v1.Health" in listed
 
 
@@ -222,7 +214,7 @@ def test_readme_grpcurl_line(scripted: Server) -> None:
     assert json.loads(done.stdout)["choices"][0]["message"]["content"]
 
 
-@pytest.mark.parametrize("service", ["", *(service.full_name for service in services())])
+@pytest.mark.parametrize("service", ["", *(service.full_name for service in SERVICES)])
 def test_health_check(channel: grpc.Channel, service: str) -> None:
     stub = health_pb2_grpc.HealthStub(channel)
     reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=DEADLINE_S)
@@ -300,7 +292,7 @@ def test_errors_carry_google_rpc_details(
     channel: grpc.Channel, method: str, fields: Json, code: grpc.StatusCode, info: Json
 ) -> None:
     request_type = message_factory.GetMessageClass(
-        next(m.input_type for s in services() for m in s.methods if f"{s.name}/{m.name}" == method)
+        next(m.input_type for s in SERVICES for m in s.methods if f"{s.name}/{m.name}" == method)
     )
     failed = failure(channel, method, from_json(request_type, fields).SerializeToString())
     assert failed.code() is code

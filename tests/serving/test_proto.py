@@ -1,6 +1,5 @@
 """The protos: the stubs are current, every message survives the way to JSON and back, no HTTP field is forgotten."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rpcs import MODULES, PROTOS
 
 from burrstone.batching.errors import InvalidRequest
 from burrstone.openai.v1 import chat_pb2, completions_pb2, embeddings_pb2, responses_pb2, tokenize_pb2
@@ -24,8 +24,6 @@ from burrstone.serving.edges.proto_convert import check_known, from_json, reques
 from burrstone.serving.edges.proto_convert_tables import REQUEST_EXTRAS, UNIONS
 
 ROOT = Path(__file__).parents[2]
-PROTOS = ROOT / "serving/proto/burrstone/openai/v1"
-MODULES = [importlib.import_module(f"burrstone.openai.v1.{file.stem}_pb2") for file in sorted(PROTOS.glob("*.proto"))]
 RAW = {"InvokeRequest", "InvokeResponse"}  # they carry JSON as bytes and are never converted
 MESSAGES = [descriptor for module in MODULES for descriptor in module.DESCRIPTOR.message_types_by_name.values()]
 CONVERTED = [descriptor for descriptor in MESSAGES if descriptor.name not in RAW]

@@ -19,16 +19,12 @@ from certificates import Authority, Pair
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from processes import Family, launched, wait_served
+from rpcs import SERVICES
 from waiting import generations_running
 
 from burrstone.openai.v1 import (
-    chat_pb2,
-    completions_pb2,
-    embeddings_pb2,
     models_pb2,
     raw_pb2,
-    responses_pb2,
-    tokenize_pb2,
 )
 from burrstone.serving.auth import load_keys
 from burrstone.serving.client import ApiError, Client
@@ -39,13 +35,7 @@ from harness import MODEL, SCRIPT
 Json = dict[str, Any]
 ALICE, BOB = f"alice-{uuid.uuid4().hex}", f"bob-{uuid.uuid4().hex}"
 CANARY = f"canary{uuid.uuid4().hex}"
-MODULES = (chat_pb2, completions_pb2, embeddings_pb2, models_pb2, raw_pb2, responses_pb2, tokenize_pb2)
-RPCS = [
-    f"/{method.containing_service.full_name}/{method.name}"
-    for module in MODULES
-    for service in module.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-]
+RPCS = [f"/{method.containing_service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
 SCRIPTED = ["--engine.kind", "scripted", "--engine.script", str(SCRIPT)]
 LIMITS = {
     "max-body-bytes": "20000",
