@@ -18,7 +18,12 @@
     └── DeadlineExceeded          the caller's deadline, or the server's, has passed
 
 What each becomes on the wire is decided in one table: burrstone.serving.status.
+UsageError stands beside the tree: it is for the person at the command line, and never reaches a wire.
 """
+
+
+class UsageError(ValueError):
+    """A command or a file that cannot be carried out; the message names the field, the rule and the fix."""
 
 
 class ServeError(Exception):

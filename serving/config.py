@@ -5,11 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from burrstone.batching.errors import UsageError
+
 Profile = Literal["auto", "cpu", "cuda", "neuron-inf2", "neuron-trn1", "neuron-trn2"]
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 
 
-class ConfigError(ValueError):
+class ConfigError(UsageError):
     """A configuration that cannot be served; the message names the key, the rule and the fix."""
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from importlib.metadata import entry_points, version
 
+from burrstone.batching.errors import UsageError
 from burrstone.serving.cli import config, doctor, serve
 from burrstone.serving.cli.flags import nearest_flag
 from burrstone.serving.config import ConfigError
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             hint = f"; did you mean {near}?" if near else f"; see `burrstone {arguments.command} --help`"
             raise ConfigError(f"unknown argument {unknown[0]}{hint}")
         code: int = arguments.run(arguments)
-    except ConfigError as error:
+    except UsageError as error:
         print(f"burrstone: {error}", file=sys.stderr)
         return EXIT_CONFIG
     return code

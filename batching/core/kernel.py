@@ -1,0 +1,47 @@
+"""`@kernel`: a function that runs the same, compiled or not. Policies and the simulator are made of these.
+
+A kernel takes numbers and NumPy arrays, touches nothing else, and uses no fast-math, so that the compiled and the
+plain function (NUMBA_DISABLE_JIT=1) give equal bits: the scheduler in the engine and the simulator decide alike.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core import config as numba_config
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_ROOM = Path(__file__).parents[1]
+CACHE_ENV = "BURRSTONE_KERNEL_CACHE"
+
+
+def _cache_folder() -> Path | None:
+    # Numba looks only at a function's own file to see whether its machine code is stale, not at what the function
+    # calls. So the folder is named after all sources of the room; None where nothing can be written.
+    digest = hashlib.sha256()
+    for path in sorted(_ROOM.rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    root = Path(os.environ.get(CACHE_ENV) or Path.home() / ".cache" / "burrstone")
+    folder = root / "batching" / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+_FOLDER = _cache_folder()
+
+
+def kernel(function: _F) -> _F:
+    """Compile at the first call; the machine code is kept for the next process."""
+    if _FOLDER is None:
+        return numba.njit(function)
+    before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, str(_FOLDER)
+    try:
+        return numba.njit(cache=True)(function)
+    finally:
+        numba_config.CACHE_DIR = before

@@ -1,0 +1,70 @@
+"""How long an engine step takes, as a linear model of what is in the batch. Policies plan with it, the simulator runs on it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from burrstone.batching.core.kernel import kernel
+from burrstone.batching.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class StepModel:
+    """seconds = base + prefill tokens + decode sequences + KV tokens read + attention pairs, each times its cost.
+
+    Attention pairs of a prefill chunk of m tokens after c tokens of context: m * (c + m / 2).
+    """
+
+    base_s: float
+    prefill_token_s: float
+    decode_seq_s: float
+    kv_token_s: float
+    attention_pair_s: float
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (np.isfinite(value) and value >= 0):
+                raise UsageError(f"step model: {name} must be a number >= 0, got {value}")
+
+    def coefficients(self) -> np.ndarray:
+        """[5] float64, in the order of the fields: what kernels take."""
+        return np.array([getattr(self, field.name) for field in fields(self)], dtype=np.float64)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> "StepModel":
+        """The model of a calibration file. Raises UsageError for missing or unknown names."""
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            raise UsageError(f"step model: expected exactly {sorted(names)}, got {sorted(values)}")
+        return cls(**{name: float(value) for name, value in values.items()})
+
+
+# An 8B model in bfloat16 on one 96 GB GPU, fitted to public recordings of vLLM 0.19 (LLMServingSim's RTX PRO 6000 run).
+DEFAULT_STEP_MODEL = StepModel(
+    base_s=0.0105, prefill_token_s=5.6e-5, decode_seq_s=5.0e-5, kv_token_s=1.0e-7, attention_pair_s=2.0e-10
+)
+
+
+@kernel
+def step_seconds(
+    model: np.ndarray, prefill_tokens: float, decode_seqs: float, kv_tokens: float, attention_pairs: float
+) -> float:
+    """Seconds of one step. model: [5] of StepModel.coefficients()."""
+    return (
+        model[0]
+        + model[1] * prefill_tokens
+        + model[2] * decode_seqs
+        + model[3] * kv_tokens
+        + model[4] * attention_pairs
+    )
+
+
+@kernel
+def prefill_seconds(model: np.ndarray, computed_tokens: int, num_tokens: int, chunk_tokens: int) -> float:
+    """Seconds to prefill a request from computed_tokens to num_tokens alone, in chunks of chunk_tokens."""
+    left = num_tokens - computed_tokens
+    if left <= 0:
+        return 0.0
+    steps = (left + chunk_tokens - 1) // chunk_tokens
+    return model[0] * steps + model[1] * left + model[4] * left * (computed_tokens + 0.5 * left)
