@@ -5,6 +5,9 @@ import numpy as np
 NO_DEADLINE_S = np.inf
 NEVER_S = -1.0
 
+UNKNOWN_LENGTH = -1.0
+NUM_LENGTH_BUCKETS = 36  # two an octave, up to 2**17.5 tokens
+
 # phase
 FREE, WAITING, RUNNING = 0, 1, 2
 
@@ -16,7 +19,7 @@ REQUEST = np.dtype(
         ("arrival_s", np.float64),
         ("prompt_tokens", np.int64),
         ("max_tokens", np.int64),
-        ("predicted_tokens", np.float64),  # output length as predicted at arrival; at most max_tokens
+        ("predicted_tokens", np.float64),  # output length as predicted at arrival; UNKNOWN_LENGTH: the policy fills it
         ("computed_tokens", np.int64),  # of prompt and output, whose KV is in the cache; 0 after a preemption
         ("output_tokens", np.int64),
         ("tenant", np.int64),  # row of the tenant table
@@ -38,6 +41,7 @@ TENANT = np.dtype(
         ("service", np.float64),  # weighted tokens served, per unit of weight
         ("weight", np.float64),
         ("active", np.int64),  # requests waiting or running
+        ("lengths", np.float64, (NUM_LENGTH_BUCKETS,)),  # of past outputs: a decaying histogram
     ]
 )
 

@@ -12,6 +12,7 @@ from burrstone.batching.core.requests import (
     REQUEST,
     RUNNING,
     TENANT,
+    UNKNOWN_LENGTH,
     WAITING,
     new_requests,
     new_tenants,
@@ -34,7 +35,7 @@ class Arrival:
     program: int = -1
     program_arrival_s: float | None = None
     priority: int = 0
-    predicted_tokens: float | None = None
+    predicted_tokens: float = UNKNOWN_LENGTH
     ttft_s: float = NO_DEADLINE_S
     tpot_s: float = NO_DEADLINE_S
     deadline_s: float = NO_DEADLINE_S
@@ -79,8 +80,7 @@ class EnginePolicy:
         request["arrival_s"] = now_s
         request["prompt_tokens"] = arrival.prompt_tokens
         request["max_tokens"] = arrival.max_tokens
-        predicted = arrival.max_tokens if arrival.predicted_tokens is None else arrival.predicted_tokens
-        request["predicted_tokens"] = min(predicted, arrival.max_tokens)
+        request["predicted_tokens"] = min(arrival.predicted_tokens, arrival.max_tokens)
         request["computed_tokens"] = request["output_tokens"] = request["preemptions"] = 0
         request["tenant"] = arrival.tenant
         request["weight"] = arrival.weight

@@ -9,6 +9,7 @@ import numpy as np
 
 from burrstone.batching.core.hashing import SEED, fold, fold_requests
 from burrstone.batching.core.kernel import kernel
+from burrstone.batching.policies.lengths import observe_length, predict_length
 from burrstone.batching.policies.order import (
     due_s,
     hopeless,
@@ -284,6 +285,11 @@ def plan(
 def on_arrival(policy: np.void, requests: np.ndarray, row: int, tenants: np.ndarray, state: np.void) -> None:
     """A request has come; its row is filled."""
     lift_tenant(requests, row, tenants, state["lift"])
+    request = requests[row]
+    if request["predicted_tokens"] < 0.0:
+        request["predicted_tokens"] = predict_length(
+            tenants[request["tenant"]], policy["length_quantile"], float(request["max_tokens"])
+        )
 
 
 @kernel
@@ -312,4 +318,7 @@ def on_served(
 @kernel
 def on_finish(policy: np.void, requests: np.ndarray, row: int, tenants: np.ndarray) -> None:
     """The request has ended: finished or cancelled."""
-    tenants[requests[row]["tenant"]]["active"] -= 1
+    request = requests[row]
+    tenants[request["tenant"]]["active"] -= 1
+    if has_tier(policy, SJF_RANK) and request["output_tokens"] > 0:
+        observe_length(tenants[request["tenant"]], float(request["output_tokens"]))

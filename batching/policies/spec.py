@@ -33,6 +33,7 @@ POLICY = np.dtype(
         ("slack_margin", np.float64),
         ("relegated_every", np.int64),
         ("aging_s", np.float64),
+        ("length_quantile", np.float64),
         ("ttl_s", np.float64),
     ]
 )
@@ -59,6 +60,7 @@ class Knobs:
     slack_margin: float = 0.9  # slo: share of the tightest decode's slack that a step may use
     relegated_every: int = 16  # slo: one admission in so many goes to a request that has lost its deadline
     aging_s: float = 60.0  # sjf-rank: whoever waited this long goes first
+    length_quantile: float = 0.7  # sjf-rank: of a tenant's past output lengths, as the prediction
     ttl_s: float = 30.0  # program: longest time that a call's KV cache is kept for the program's next call
 
     def __post_init__(self) -> None:
