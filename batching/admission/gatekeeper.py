@@ -1,0 +1,126 @@
+"""The gate without a clock or an event loop: a policy decides who is taken, a fair queue decides when."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from burrstone.batching.admission.decision import Decision, Degrade, GateRequest, GateView, Reject
+from burrstone.batching.admission.fair_queue import FairQueue, Waiter
+from burrstone.batching.admission.output_lengths import OutputLengths
+from burrstone.batching.admission.policy import Admission
+
+# What VTC's authors charge: an output token costs the engine about as much as two of a prompt.
+PROMPT_WEIGHT = 1.0
+OUTPUT_WEIGHT = 2.0
+
+
+@dataclass(slots=True)
+class _Visitor:
+    request: GateRequest
+    started: bool = False
+
+
+class Gatekeeper:
+    """A request arrives, waits, is released, and leaves: whatever became of it, `leave` is its last call.
+
+    `max_running`: sequences let through at a time, None where the engine decides. `engine_seats`: what it runs at once.
+    """
+
+    def __init__(self, admission: Admission, *, max_running: int | None, engine_seats: int) -> None:
+        self.admission = admission
+        self.queue = FairQueue(max_running)
+        self.seats = engine_seats if max_running is None else min(max_running, engine_seats)
+        self._lengths = OutputLengths()
+        self._visitors: dict[int, _Visitor] = {}
+
+    def arrive(self, request: GateRequest, now_s: float) -> Decision:
+        """The policy's decision. Unless it is a Reject, `wait` and `leave` follow."""
+        waiter = self._waiter(request)
+        ahead = self.queue.ahead(waiter)
+        view = GateView(
+            seats=self.seats,
+            running_sequences=self.queue.running,
+            waiting_sequences=self.queue.waiting,
+            ahead_sequences=ahead.sequences,
+            ahead_prompt_tokens=ahead.prompt_tokens,
+            expected_tokens=self._expected_tokens(request),
+        )
+        decision = self.admission.decide(request, view, now_s)
+        if isinstance(decision, Degrade):
+            request = replace(request, max_tokens=decision.max_tokens)
+        if not isinstance(decision, Reject):
+            self._visitors[request.seq] = _Visitor(request)
+        return decision
+
+    def wait(self, seq: int) -> None:
+        """To the end of its tenant's line."""
+        self.queue.put(self._waiter(self._visitors[seq].request))
+
+    def release(self, now_s: float) -> list[int]:
+        """Whoever may go into the engine now, in this order."""
+        released = []
+        while (waiter := self.queue.pop()) is not None:
+            visitor = self._visitors[waiter.seq]
+            visitor.started = True
+            self.admission.started(visitor.request, now_s)
+            released.append(waiter.seq)
+        return released
+
+    def give_up(self, seq: int) -> None:
+        """Out of the line; `leave` follows."""
+        self.queue.remove(seq)
+
+    def first_token(self, seq: int, now_s: float) -> None:
+        """Its first token came. Not to be told of a whole answer."""
+        self.admission.first_token(self._visitors[seq].request, now_s)
+
+    def leave(self, seq: int, output_tokens: int, now_s: float, *, finished: bool) -> None:
+        """It is gone: finished by the engine, or cancelled wherever it was."""
+        visitor = self._visitors.pop(seq)
+        request = visitor.request
+        if not self.queue.remove(seq):
+            self.queue.leave(seq, _cost(request.prompt_tokens, output_tokens))
+        if visitor.started and finished and request.max_tokens:
+            self._lengths.observe(request.tenant, output_tokens / request.choices)
+        self.admission.left(request, output_tokens, now_s, started=visitor.started, finished=finished)
+
+    def victim(self, request: GateRequest) -> int | None:
+        """Who waits here and should make room for this request in a full house; None: nobody."""
+        return self.queue.victim(self._waiter(request))
+
+    def save(self, now_s: float) -> dict[str, Any]:
+        """All that later decisions depend on, as JSON values."""
+        visitors = [[asdict(visitor.request), visitor.started] for visitor in self._visitors.values()]
+        return {
+            "admission": self.admission.save(now_s),
+            "queue": self.queue.save(),
+            "lengths": self._lengths.save(),
+            "visitors": visitors,
+        }
+
+    def load(self, saved: Mapping[str, Any], now_s: float) -> None:
+        """Take up where `save` was called; times go on from `now_s` on this gate's own clock."""
+        self.admission.load(saved["admission"], now_s)
+        self.queue = FairQueue.restored(saved["queue"], self.queue.seats)
+        self._lengths.load(saved["lengths"])
+        visitors = [_Visitor(GateRequest(**values), started) for values, started in saved["visitors"]]
+        self._visitors = {visitor.request.seq: visitor for visitor in visitors}
+
+    def _expected_tokens(self, request: GateRequest) -> float:
+        return request.choices * self._lengths.expected(request.tenant, request.max_tokens)
+
+    def _waiter(self, request: GateRequest) -> Waiter:
+        return Waiter(
+            seq=request.seq,
+            tenant=request.tenant,
+            sequences=request.choices,
+            prompt_tokens=request.prompt_tokens,
+            cost=_cost(request.prompt_tokens, self._expected_tokens(request)),
+            weight=request.weight,
+            priority=request.priority,
+            max_concurrent=request.max_concurrent,
+        )
+
+
+def _cost(prompt_tokens: int, output_tokens: float) -> float:
+    return PROMPT_WEIGHT * prompt_tokens + OUTPUT_WEIGHT * output_tokens
