@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from burrstone.batching.errors import InvalidRequest, NotReady
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.api.types import Api, JsonObject, Stream
-from burrstone.serving.config import ServeConfig
+from burrstone.serving.config import SchedulerConfig, ServeConfig
 from burrstone.serving.edges.lifecycle import Lifecycle
 from burrstone.serving.engine import forkserver
 from burrstone.serving.engine.cpu import check_cpu, kv_cache_bytes
@@ -82,6 +82,7 @@ async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics,
     arguments = await asyncio.to_thread(importlib.import_module, "burrstone.serving.engine.arguments")
     models = await asyncio.to_thread(importlib.import_module, "burrstone.serving.engine.models")
     seams = importlib.import_module("burrstone.serving.engine.seam")
+    gates = importlib.import_module("burrstone.serving.engine.gate")
     backends = importlib.import_module("burrstone.serving.engine.backend")
     services = await asyncio.to_thread(importlib.import_module, "burrstone.serving.api.service")
 
@@ -92,12 +93,17 @@ async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics,
     lifecycle.detail = "starting the engine: loading weights, compiling"
     llm = await _start_llm(config, engine_args)
     try:
-        seam = seams.EngineSeam(llm, config.limits, EngineMetrics(registry))
+        engine_metrics = EngineMetrics(registry)
+        seats = llm.vllm_config.scheduler_config.max_num_seqs
+        # Warming up is nobody's traffic: it passes whatever the configuration refuses, and teaches the gate nothing.
+        open_gate = await asyncio.to_thread(gates.Gate, SchedulerConfig(), engine_metrics, engine_seats=seats)
+        seam = seams.EngineSeam(llm, config.limits, engine_metrics, open_gate)
         backend = await backends.Backend.create(seam, arguments.serving_arguments(config, model, engine_args))
         api = services.OpenAIService(backend, config, metrics, lifecycle.track)
         lifecycle.detail = "warming up"
         if backend.generates():
             await _warm_up(api, backend.model_names[0])
+        seam.gate = gates.Gate(config.scheduler, engine_metrics, engine_seats=seats)
     except BaseException:
         await asyncio.to_thread(llm.shutdown)
         raise

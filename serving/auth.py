@@ -1,11 +1,12 @@
 """API keys: kept as SHA-256 digests, compared in constant time. No key configured means loopback only."""
 
+import difflib
 import hashlib
 import hmac
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def check_bind(host: str, authenticator: Authenticator) -> None:
         f"http.host is {host!r}, which other machines can reach, but no API key is configured. "
         "Set auth.keys_file or BURRSTONE_API_KEYS, or bind 127.0.0.1."
     )
+
+
+def check_tenants(names: Iterable[str], authenticator: Authenticator) -> None:
+    """Raises ConfigError for a configured tenant that no key belongs to: its terms would never hold."""
+    known = {key.tenant for key in authenticator.keys} or {ANONYMOUS_TENANT}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; the keys are named {', '.join(sorted(known))}"
+            raise ConfigError(f"scheduler.tenants.{name}: no API key has this name{hint}")
 
 
 def is_loopback(host: str) -> bool:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from burrstone.batching.errors import UsageError
+from burrstone.batching.policies.spec import PolicySpec
 
 Profile = Literal["auto", "cpu", "cuda", "neuron-inf2", "neuron-trn1", "neuron-trn2"]
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -158,6 +159,79 @@ class ReplicaConfig(_Section):
     start_timeout_s: float = Field(1800.0, gt=0, description="Longest engine start, in seconds.")
 
 
+class TenantConfig(_Section):
+    """What a tenant is owed and what it may use. Tenants are the names of the API keys."""
+
+    weight: float = Field(1.0, gt=0, le=1e6, description="Share of service against tenants of the same priority.")
+    priority: int = Field(0, ge=-1000, le=1000, description="Lower goes first, always; for few and trusted tenants.")
+    ttft_s: float | None = Field(None, gt=0, description="Target for the time to the first token, in seconds.")
+    tpot_s: float | None = Field(None, gt=0, description="Target for the time per further token, in seconds.")
+    tokens_per_s: float | None = Field(
+        None, gt=0, description="`token-bucket`: prompt and output tokens a second, in the long run; no limit."
+    )
+    burst_tokens: float | None = Field(
+        None, gt=0, description="`token-bucket`: tokens that may be used at once; ten seconds' worth."
+    )
+    max_concurrent: int | None = Field(None, ge=1, description="Sequences that run at once; further ones wait.")
+
+    @model_validator(mode="after")
+    def _burst_of_a_rate(self) -> "TenantConfig":
+        if self.burst_tokens is not None and self.tokens_per_s is None:
+            raise ValueError("burst_tokens needs tokens_per_s beside it")
+        return self
+
+
+class SchedulerConfig(_Section):
+    """Who is served next, in the engine (`policy`) and at the gate before it (`admission`, `max_running`)."""
+
+    policy: str = Field("fcfs", description="Order in the engine: tiers joined by `>`, the first one deciding first.")
+    admission: Literal["open", "token-bucket", "predictive", "brownout"] = Field(
+        "open", description="Who is let in: everybody, by rate, by predicted TTFT, or with shorter answers under load."
+    )
+    max_running: int | None = Field(
+        None, ge=1, description="Sequences let into the engine; more wait at the gate in fair order. The engine's own."
+    )
+    tenants: dict[str, TenantConfig] = Field({}, description="Tenant -> its terms, with the keys of `default`.")
+    default: TenantConfig = Field(TenantConfig(), description="The terms of every other tenant.")
+
+    @field_validator("policy")
+    @classmethod
+    def _known_policy(cls, text: str) -> str:
+        PolicySpec.parse(text)
+        return text
+
+    @model_validator(mode="after")
+    def _terms_that_count(self) -> "SchedulerConfig":
+        rated = any(terms.tokens_per_s is not None for terms in self._all_terms())
+        if rated != (self.admission == "token-bucket"):
+            raise ValueError(
+                "tokens_per_s is the rate of admission token-bucket: set both, or neither "
+                f"(admission is {self.admission!r})"
+            )
+        if self.admission == "predictive" and all(terms.ttft_s is None for terms in self._all_terms()):
+            raise ValueError("admission predictive needs ttft_s for some tenant or in scheduler.default")
+        return self
+
+    def terms(self, tenant: str) -> TenantConfig:
+        """What holds for this tenant."""
+        return self.tenants.get(tenant, self.default)
+
+    def priorities(self) -> set[int]:
+        """Those that a tenant may have."""
+        return {terms.priority for terms in self._all_terms()}
+
+    def _all_terms(self) -> tuple[TenantConfig, ...]:
+        return (*self.tenants.values(), self.default)
+
+
+class RouterConfig(_Section):
+    """How requests are spread over several replicas."""
+
+    policy: Literal["round-robin", "least-load", "p2c", "session", "min-ttft"] = Field(
+        "min-ttft", description="Which replica gets a request. Takes effect with several replicas; one has no choice."
+    )
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@-]{1,128}$")]
 
 
@@ -175,6 +249,8 @@ class ServeConfig(_Section):
     )
     engine: EngineConfig = Field(EngineConfig(), description="The engine.")
     limits: LimitsConfig = Field(LimitsConfig(), description="Request limits.")
+    scheduler: SchedulerConfig = Field(SchedulerConfig(), description="Scheduling and admission.")
+    router: RouterConfig = Field(RouterConfig(), description="Spread over replicas.")
     http: HttpConfig = Field(HttpConfig(), description="HTTP listener.")
     grpc: GrpcConfig = Field(GrpcConfig(), description="gRPC listener.")
     tls: TlsConfig = Field(TlsConfig(), description="TLS.")

@@ -93,16 +93,24 @@ def _check_keys(values: Mapping[Any, Any], section: type[BaseModel], where: str,
         if inner is not None and isinstance(value, dict):
             _check_keys(value, inner, where, f"{prefix}{key}.")
         item = _item_type(field)
-        if item is not None and isinstance(value, list):
-            for number, entry in enumerate(value):
+        if item is not None:
+            for place, entry in _entries(value):
                 if isinstance(entry, dict):
-                    _check_keys(entry, item, where, f"{prefix}{key}[{number}].")
+                    _check_keys(entry, item, where, f"{prefix}{key}{place}.")
 
 
 def _item_type(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that each entry of a list is, or None."""
-    arguments = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is tuple else ()
+    """The section that each entry of a list or mapping is, or None."""
+    collects = typing.get_origin(field.annotation) in (tuple, dict)
+    arguments = typing.get_args(field.annotation) if collects else ()
     return next((part for part in arguments if isinstance(part, type) and issubclass(part, BaseModel)), None)
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list):
+        yield from ((f"[{number}]", entry) for number, entry in enumerate(value))
+    elif isinstance(value, dict):
+        yield from ((f".{name}", entry) for name, entry in value.items())
 
 
 def _check_path(dotted: str) -> None:

@@ -16,7 +16,26 @@ class EngineMetrics:
             "burrstone_generations_cancelled", "Generations whose client went away.", registry=registry
         )
         self.refused = Counter(
-            "burrstone_generations_refused", "Generations refused because the queue was full.", registry=registry
+            "burrstone_generations_refused",
+            "Generations refused at the gate; `class` is a configured tenant, or `default`.",
+            ["class", "reason"],
+            registry=registry,
+        )
+        self.degraded = Counter(
+            "burrstone_generations_degraded",
+            "Generations let in with fewer output tokens than they asked for.",
+            ["class"],
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "burrstone_gate_waiting", "Generations that wait at the gate for a seat.", ["class"], registry=registry
+        )
+        self.wait_s = Histogram(
+            "burrstone_gate_wait_seconds",
+            "From a generation's place in the queue to its seat.",
+            ["class"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.time_to_first_token_s = Histogram(
             "burrstone_time_to_first_token_seconds",

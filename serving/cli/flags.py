@@ -18,6 +18,8 @@ _ALIASES = {
     "engine.tensor_parallel_size": ["--tensor-parallel-size", "-tp"],
     "engine.max_model_len": ["--max-model-len"],
     "engine.max_num_seqs": ["--max-num-seqs"],
+    "scheduler.policy": ["--scheduler-policy"],
+    "scheduler.admission": ["--admission"],
     "auth.keys_file": ["--keys-file"],
 }
 

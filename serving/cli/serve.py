@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from burrstone.serving.auth import Authenticator, check_bind, load_keys
+from burrstone.serving.auth import Authenticator, check_bind, check_tenants, load_keys
 from burrstone.serving.cli.flags import add_config_flags, config_from_flags
 from burrstone.serving.cli.progress import Progress
 from burrstone.serving.config import ConfigError, ServeConfig
@@ -38,6 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = config_from_flags(arguments).config
     authenticator = load_keys(config.auth)
     check_bind(config.http.host, authenticator)
+    check_tenants(config.scheduler.tenants, authenticator)
     try:
         return _serve(config, authenticator)
     except KeyboardInterrupt:

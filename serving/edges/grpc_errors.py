@@ -1,5 +1,6 @@
 """Our errors as gRPC statuses with google.rpc details."""
 
+import math
 from typing import Any
 
 from google.protobuf import any_pb2
@@ -47,7 +48,7 @@ def status_details(error: ServeError, request_id: str) -> bytes:
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(int(error.retry_after_s * 1000))
+        retry.retry_delay.FromMilliseconds(math.ceil(error.retry_after_s * 1000))
         details.append(retry)
     code = code_pb2.Code.Value(status.grpc.name)
     reply: Message = status_pb2.Status(code=code, message=message, details=[_pack(item) for item in details])

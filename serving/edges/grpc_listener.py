@@ -18,8 +18,9 @@ from burrstone.serving.config import ConfigError, ServeConfig, TlsConfig
 from burrstone.serving.edges.grpc_builtin import HEALTH_NAME, add_health, add_reflection
 from burrstone.serving.edges.grpc_errors import REQUEST_ID_KEY, fail
 from burrstone.serving.edges.grpc_rpcs import Rpc, Streaming, rpcs
-from burrstone.serving.edges.ids import request_id_from, session_id_from
+from burrstone.serving.edges.ids import request_id_from
 from burrstone.serving.edges.lifecycle import Lifecycle
+from burrstone.serving.edges.metadata import request_meta
 from burrstone.serving.edges.proto_convert import check_known
 from burrstone.serving.edges.proto_convert_tables import PACKAGE
 from burrstone.serving.metrics import ApiMetrics
@@ -106,7 +107,7 @@ class GrpcListener:
 
     async def _answer_once(self, rpc: Rpc, api: Api, request: Any, context: Context, meta: RequestMeta) -> Message:
         reply: Message = await rpc.call(api, request, meta)  # type: ignore[operator]
-        await context.send_initial_metadata(((REQUEST_ID_KEY, meta.request_id),))
+        await context.send_initial_metadata(_initial_metadata(meta))
         return reply
 
     async def _answer_stream(self, rpc: Rpc, api: Api, request: Any, context: Context, meta: RequestMeta) -> None:
@@ -118,7 +119,7 @@ class GrpcListener:
             first = await anext(events, None)
             if first is None:
                 raise InternalError("The engine ended the stream before it began.")
-            await context.send_initial_metadata(((REQUEST_ID_KEY, meta.request_id),))
+            await context.send_initial_metadata(_initial_metadata(meta))
             await write(encode(first))
             async for event in events:
                 await write(encode(event))
@@ -136,11 +137,8 @@ class GrpcListener:
 
     def _meta(self, metadata: dict[str, Any], request_id: str, timeout_s: float) -> RequestMeta:
         tenant = self._authenticator.tenant(presented_key(metadata.get("authorization"), metadata.get("x-api-key")))
-        return RequestMeta(
-            request_id=request_id,
-            tenant=tenant,
-            deadline_s=time.monotonic() + timeout_s,
-            session_id=session_id_from(metadata.get("x-session-id"), tenant),
+        return request_meta(
+            self._config.scheduler, metadata.get, tenant=tenant, request_id=request_id, timeout_s=timeout_s
         )
 
     @contextlib.contextmanager
@@ -157,6 +155,10 @@ class GrpcListener:
         finally:
             self._metrics.requests.labels("grpc", rpc.name, seen[0] if seen else "ok").inc()
             self._metrics.duration_s.labels("grpc", rpc.name).observe(time.monotonic() - started_s)
+
+
+def _initial_metadata(meta: RequestMeta) -> tuple[tuple[str, str], ...]:
+    return ((REQUEST_ID_KEY, meta.request_id), *meta.notices.items())
 
 
 def _serialize(message: Message) -> bytes:

@@ -25,8 +25,9 @@ from burrstone.serving.config import ServeConfig
 from burrstone.serving.edges.http_body import headers_of, read_json
 from burrstone.serving.edges.http_reply import Reply, send_error, send_json, send_plain, send_stream
 from burrstone.serving.edges.http_routes import Match, Operation, RouteTable
-from burrstone.serving.edges.ids import request_id_from, session_id_from
+from burrstone.serving.edges.ids import request_id_from
 from burrstone.serving.edges.lifecycle import Lifecycle
+from burrstone.serving.edges.metadata import request_meta
 from burrstone.serving.metrics import ApiMetrics
 
 log = logging.getLogger("burrstone.http")
@@ -157,12 +158,14 @@ class HttpApi:
         operation = match.operation
         body = await read_json(scope, receive, self._config.limits, self._config.http) if operation.has_body else {}
         api = self._lifecycle.api()
-        meta = RequestMeta(
-            request_id=reply.request_id,
+        meta = request_meta(
+            self._config.scheduler,
+            lambda name: headers.get(name.encode(), b"").decode("latin-1"),
             tenant=tenant,
-            deadline_s=time.monotonic() + self._config.limits.request_timeout_s,
-            session_id=session_id_from(headers.get(b"x-session-id", b"").decode("latin-1"), tenant),
+            request_id=reply.request_id,
+            timeout_s=self._config.limits.request_timeout_s,
         )
+        reply.notices = meta.notices
         work = asyncio.ensure_future(self._run(operation, api, body, meta, match, scope, reply))
         watch = asyncio.ensure_future(_disconnected(receive))
         with self._lifecycle.track():

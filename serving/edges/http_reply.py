@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from starlette.types import Send
@@ -31,6 +31,7 @@ class Reply:
         self.started_s = time.monotonic()
         self.anthropic = False
         self.headers_sent = False
+        self.notices: Mapping[str, str] = {}
 
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.headers_sent = True
@@ -41,6 +42,7 @@ class Reply:
                 "status": status,
                 "headers": [
                     *headers,
+                    *((name.encode(), value.encode()) for name, value in self.notices.items()),
                     (b"x-request-id", self.request_id.encode()),
                     (b"openai-processing-ms", b"%d" % elapsed_ms),
                 ],

@@ -13,8 +13,8 @@ def request_id_from(presented: str | None) -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
-def session_id_from(presented: str | None, tenant: str) -> str | None:
-    """The caller's x-session-id if it is 1-64 of [A-Za-z0-9._-], within its tenant: no one can name another's session."""
+def scoped_id_from(presented: str | None, tenant: str) -> str | None:
+    """The caller's id if it is 1-64 of [A-Za-z0-9._-], within its tenant: no one can name another's session or program."""
     if presented and _PLAIN.fullmatch(presented):
         return f"{tenant}/{presented}"
     return None

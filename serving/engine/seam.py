@@ -13,10 +13,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from burrstone.batching.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServeError
+from burrstone.batching.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    ServeError,
+)
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.config import LimitsConfig
 from burrstone.serving.engine import vllm_compat as vllm
+from burrstone.serving.engine.gate import Gate, Size, Visit
 from burrstone.serving.metrics import EngineMetrics
 
 # Where a request's metadata travels to the scheduler: Request.sampling_params.extra_args[METADATA_KEY].
@@ -39,7 +47,7 @@ class Call:
     output_tokens: int = 0
     first_token_s: float | None = None
     failure: ServeError | None = None
-    active: set[str] = field(default_factory=set)  # engine request ids not finished yet
+    active: dict[str, Visit] = field(default_factory=dict)  # engine request id -> its visit, until it is finished
 
 
 current_call: ContextVar[Call] = ContextVar("burrstone_call")
@@ -48,10 +56,11 @@ current_call: ContextVar[Call] = ContextVar("burrstone_call")
 class EngineSeam:
     """vLLM's EngineClient protocol over one AsyncLLM. Whatever is not ours here is the engine's own."""
 
-    def __init__(self, engine: Any, limits: LimitsConfig, metrics: EngineMetrics) -> None:
+    def __init__(self, engine: Any, limits: LimitsConfig, metrics: EngineMetrics, gate: Gate) -> None:
         self._engine = engine
         self._limits = limits
         self._metrics = metrics
+        self.gate = gate
         self._running: dict[str, Call] = {}  # engine request id -> its call
         self._aborts: set[asyncio.Task[None]] = set()  # the loop holds its tasks only weakly
         self._grammar_checks = ThreadPoolExecutor(_NUM_GRAMMAR_CHECKS, thread_name_prefix="grammar")
@@ -69,65 +78,84 @@ class EngineSeam:
         """Generate for the current call. Closing the generator aborts the request in the engine."""
         call = current_call.get()
         structured = sampling_params.structured_outputs is not None
+        if call.default_max_tokens is not None:
+            sampling_params.max_tokens = min(sampling_params.max_tokens, call.default_max_tokens)
 
-        async def begin() -> AsyncGenerator[Any, None]:
+        async def begin(visit: Visit) -> AsyncGenerator[Any, None]:
             if structured:
                 await self._check_grammar(call, sampling_params)
+            await visit.seat()
             self._apply_metadata(call, sampling_params, kwargs)
+            if visit.max_tokens is not None:
+                sampling_params.max_tokens = min(sampling_params.max_tokens, visit.max_tokens)
             outputs = self._engine.generate(_of_tenant(prompt, call.meta), sampling_params, request_id, **kwargs)
             return _grammar_followed(outputs, call) if structured else outputs
 
-        return self._run(
-            call, request_id, begin, whole=sampling_params.output_kind == vllm.RequestOutputKind.FINAL_ONLY
-        )
+        whole = sampling_params.output_kind == vllm.RequestOutputKind.FINAL_ONLY
+        size = Size(_num_prompt_tokens(prompt), sampling_params.max_tokens, sampling_params.n, whole=whole)
+        return self._run(call, request_id, begin, size)
 
     def encode(self, prompt: Any, pooling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """Pool for the current call."""
         call = current_call.get()
         kwargs["priority"] = call.meta.priority
 
-        async def begin() -> AsyncGenerator[Any, None]:
+        async def begin(visit: Visit) -> AsyncGenerator[Any, None]:
+            await visit.seat()
             pooled: AsyncGenerator[Any, None] = self._engine.encode(
                 _of_tenant(prompt, call.meta), pooling_params, request_id, **kwargs
             )
             return pooled
 
-        return self._run(call, request_id, begin, whole=True)
+        return self._run(call, request_id, begin, Size(_num_prompt_tokens(prompt), whole=True))
 
     async def abandon(self, call: Call) -> None:
-        """Abort whatever of this call is still in the engine. Idempotent; for when nobody reads on."""
+        """Abort whatever of this call is still in the engine or at the gate. Idempotent; for when nobody reads on."""
         if call.active:
+            self.gate.turn_away(call.active.values(), ClientGone("Nobody reads this answer any more."))
             await self._engine.abort(list(call.active))
 
     async def end_running(self, failure: ServeError) -> None:
-        """End every generation that is in the engine with this error."""
+        """End every generation that is in the engine or at the gate with this error."""
         for call in self._running.values():
             call.failure = call.failure or failure
+        self.gate.close(failure)
         await self._engine.abort(list(self._running))
 
     async def _run(
-        self, call: Call, request_id: str, begin: Callable[[], Awaitable[AsyncGenerator[Any, None]]], *, whole: bool
+        self,
+        call: Call,
+        request_id: str,
+        begin: Callable[[Visit], Awaitable[AsyncGenerator[Any, None]]],
+        size: Size,
     ) -> AsyncGenerator[Any, None]:
-        """Everything that holds for each generation. `whole`: the engine answers once, with all tokens."""
+        """Everything that holds for each generation."""
         expiry: asyncio.TimerHandle | None = None
         self._running[request_id] = call
-        call.active.add(request_id)
         self._metrics.running.inc()
         prefilled = False
         try:
             self._admit(call)
-            outputs = await begin()
-            expiry = self._arm_deadline(call, request_id)
-            async with contextlib.aclosing(outputs):
-                async for output in outputs:
-                    new_tokens = _num_new_tokens(output)
-                    call.output_tokens += new_tokens
-                    if not prefilled and (new_tokens or output.finished):
-                        prefilled = True
-                        self._meter_prompt(call, output, whole=whole)
-                    if output.finished and call.failure is not None:
-                        raise call.failure
-                    yield output
+            full = self.num_running > self._limits.max_queued_requests
+            with self.gate.visit(call.meta, size, full=full) as visit:
+                call.active[request_id] = visit
+                outputs = await begin(visit)
+                if call.failure is not None:  # ended while it waited
+                    raise call.failure
+                expiry = self._arm_deadline(call, request_id)
+                async with contextlib.aclosing(outputs):
+                    async for output in outputs:
+                        new_tokens = _num_new_tokens(output)
+                        call.output_tokens += new_tokens
+                        visit.output_tokens += new_tokens
+                        if not prefilled and (new_tokens or output.finished):
+                            prefilled = True
+                            visit.first_token()
+                            self._meter_prompt(call, output, whole=size.whole)
+                        if output.finished and call.failure is not None:
+                            raise call.failure
+                        visit.finished = output.finished
+                        yield output
         except (asyncio.CancelledError, GeneratorExit):
             self._metrics.cancelled.inc()
             raise
@@ -137,7 +165,7 @@ class EngineSeam:
             raise
         finally:
             self._running.pop(request_id, None)
-            call.active.discard(request_id)
+            call.active.pop(request_id, None)
             self._metrics.running.dec()
             if expiry is not None:
                 expiry.cancel()
@@ -145,12 +173,6 @@ class EngineSeam:
     def _admit(self, call: Call) -> None:
         if self._engine.errored:
             raise NotReady("The engine has died and is being replaced.", retry_after_s=_RETRY_AFTER_ENGINE_DEATH_S)
-        if self.num_running > self._limits.max_queued_requests:
-            self._metrics.refused.inc()
-            raise Overloaded(
-                f"{self._limits.max_queued_requests} requests are in flight already; try again shortly.",
-                retry_after_s=1.0,
-            )
         if call.meta.deadline_s is not None and call.meta.deadline_s <= time.monotonic():
             raise DeadlineExceeded("The deadline had passed before the request reached the engine.")
 
@@ -174,12 +196,15 @@ class EngineSeam:
         deadline_unix_s = None if meta.deadline_s is None else time.time() + meta.deadline_s - time.monotonic()
         extra[METADATA_KEY] = {
             "tenant": meta.tenant,
+            "weight": meta.weight,
+            "priority": meta.priority,
+            "ttft_s": meta.ttft_s,
+            "tpot_s": meta.tpot_s,
             "deadline_unix_s": deadline_unix_s,
             "program_id": meta.program_id,
+            "session": meta.session_id,
         }
         sampling_params.extra_args = extra
-        if call.default_max_tokens is not None:
-            sampling_params.max_tokens = min(sampling_params.max_tokens, call.default_max_tokens)
 
     def _arm_deadline(self, call: Call, request_id: str) -> asyncio.TimerHandle | None:
         if call.meta.deadline_s is None:
@@ -201,6 +226,10 @@ class EngineSeam:
                 self._metrics.time_to_first_token_s.observe(call.first_token_s - call.started_s)
         call.prompt_tokens += len(output.prompt_token_ids or ())
         call.cached_tokens += output.num_cached_tokens or 0
+
+
+def _num_prompt_tokens(prompt: Any) -> int:
+    return len(prompt.get("prompt_token_ids") or ())
 
 
 def _num_new_tokens(output: Any) -> int:

@@ -191,7 +191,7 @@ def _of(annotation: Any, option: Option) -> st.SearchStrategy[Any]:
 
 
 # Keys whose validity hangs on others; the cases above hold them.
-_TIED = ("engine.speculative.", "tls.")
+_TIED = ("engine.speculative.", "scheduler.", "tls.")
 _FREE = {option.key: _values(option) for option in options() if not option.key.startswith(_TIED)}
 _OVERRIDES = st.fixed_dictionaries({}, optional=_FREE)
 

@@ -16,10 +16,13 @@ from prometheus_client import CollectorRegistry
 
 from burrstone.batching.errors import DeadlineExceeded, NotReady, Overloaded, ServeError
 from burrstone.batching.request import RequestMeta
-from burrstone.serving.config import LimitsConfig
+from burrstone.serving.config import LimitsConfig, SchedulerConfig
 from burrstone.serving.engine import vllm_compat as vllm
+from burrstone.serving.engine.gate import Gate
 from burrstone.serving.engine.seam import METADATA_KEY, Call, EngineSeam, current_call
 from burrstone.serving.metrics import EngineMetrics
+
+_FULL = {"class": "default", "reason": "queue_full"}
 
 
 def output(num_tokens: int, *, finished: bool = False) -> Any:
@@ -71,10 +74,12 @@ class FakeEngine:
 class Bench:
     """A seam over a fake engine, and requests through it."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, scheduler: SchedulerConfig | None = None, **limits: Any) -> None:
         self.engine = FakeEngine()
         self.registry = CollectorRegistry()
-        self.seam = EngineSeam(self.engine, LimitsConfig(**limits), EngineMetrics(self.registry))
+        metrics = EngineMetrics(self.registry)
+        gate = Gate(scheduler or SchedulerConfig(), metrics, engine_seats=256)
+        self.seam = EngineSeam(self.engine, LimitsConfig(**limits), metrics, gate)
 
     def send(self, *items: Any, request_id: str = "r") -> None:
         queue = self.engine.queues.setdefault(request_id, asyncio.Queue())
@@ -86,13 +91,14 @@ class Bench:
         params = {
             "extra_args": None,
             "max_tokens": 100,
+            "n": 1,
             "structured_outputs": None,
             "output_kind": vllm.RequestOutputKind.DELTA,
         } | params
         return self.seam.generate({"prompt_token_ids": [1, 2, 3]}, SimpleNamespace(**params), request_id)
 
-    def metric(self, name: str) -> float | None:
-        return self.registry.get_sample_value(f"burrstone_{name}")
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"burrstone_{name}", labels)
 
     def idle(self) -> bool:
         return self.seam.num_running == 0 and self.metric("generations_running") == 0
@@ -143,15 +149,34 @@ async def test_the_deadline_runs_while_a_grammar_is_checked(monkeypatch: pytest.
 
 async def test_metadata_reaches_the_scheduler() -> None:
     bench = Bench()
-    here = call(tenant="anna", priority=3, session_id="s", program_id="p", deadline_s=time.monotonic() + 60)
+    here = call(
+        tenant="anna",
+        weight=2.0,
+        priority=3,
+        ttft_s=0.5,
+        tpot_s=0.05,
+        session_id="s",
+        program_id="p",
+        deadline_s=time.monotonic() + 60,
+    )
     bench.send(output(1, finished=True))
-    await drain(bench.start(here, extra_args={"kept": 1}))
+    forged = {"tenant": "root", "weight": 1e9, "priority": -1000, "extra": 1}
+    await drain(bench.start(here, extra_args={"kept": 1, METADATA_KEY: forged}))
     seen = bench.engine.seen["r"]
     assert (seen.kwargs["priority"], seen.kwargs["session_id"]) == (3, "s")
     assert seen.params.extra_args["kept"] == 1
     metadata = seen.params.extra_args[METADATA_KEY]
     assert metadata["deadline_unix_s"] == pytest.approx(time.time() + 60, abs=30)
-    assert metadata | {"deadline_unix_s": 0} == {"tenant": "anna", "deadline_unix_s": 0, "program_id": "p"}
+    assert metadata | {"deadline_unix_s": 0} == {
+        "tenant": "anna",
+        "weight": 2.0,
+        "priority": 3,
+        "ttft_s": 0.5,
+        "tpot_s": 0.05,
+        "deadline_unix_s": 0,
+        "program_id": "p",
+        "session": "s",
+    }
 
 
 async def test_tenants_share_no_prefix_cache() -> None:
@@ -243,7 +268,7 @@ async def test_a_full_queue_refuses_and_the_next_place_is_free_again() -> None:
     with pytest.raises(Overloaded) as refused:
         await drain(bench.start(call(), "second"))
     assert refused.value.retry_after_s
-    assert "second" not in bench.engine.seen and bench.metric("generations_refused_total") == 1
+    assert "second" not in bench.engine.seen and bench.metric("generations_refused_total", **_FULL) == 1
     await first.aclose()
     bench.send(output(1, finished=True), request_id="third")
     assert await drain(bench.start(call(), "third")) == 1
