@@ -42,6 +42,8 @@ TENANT = np.dtype(
         ("weight", np.float64),
         ("active", np.int64),  # requests waiting or running
         ("lengths", np.float64, (NUM_LENGTH_BUCKETS,)),  # of past outputs: a decaying histogram
+        ("gaps", np.float64, (NUM_LENGTH_BUCKETS,)),  # between calls of its programs, in the same manner
+        ("program_calls", np.float64),  # that have finished, decaying alike
     ]
 )
 
