@@ -131,11 +131,11 @@ class EnginePolicy:
 
     def served(self, row: int, new_output_tokens: int, now_s: float) -> None:
         """A step, ending now, gave the request so many tokens."""
-        request = self.requests[row]
-        if request["output_tokens"] == 0 and new_output_tokens > 0:
-            request["first_token_s"] = now_s
-        request["output_tokens"] += new_output_tokens
-        kernels.on_served(self._record, self.requests, row, new_output_tokens, self.tenants, self._state)
+        self.served_rows(np.array([row]), np.array([new_output_tokens]), now_s)
+
+    def served_rows(self, rows: np.ndarray, new_output_tokens: np.ndarray, now_s: float) -> None:
+        """As `served`, for all that a step served, in that order. rows, new_output_tokens: int64."""
+        kernels.serve_rows(self._record, self.requests, rows, new_output_tokens, now_s, self.tenants, self._state)
 
     def remove(self, row: int) -> None:
         """The request has ended: finished or cancelled. Its row may be given out again."""
