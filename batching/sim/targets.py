@@ -83,24 +83,23 @@ def traces_folder(given: Path | None) -> Path | None:
     return named
 
 
-def runs(only: tuple[int, ...] = ()) -> Iterator[tuple[int, str, Run]]:
-    """The targets in order as (number, topic, run); all of them, or `only` these numbers. Raises UsageError."""
+def runs(only: tuple[int, ...] = ()) -> Iterator[tuple[str, Run]]:
+    """The targets in order as (`<number>-<topic>`, run); all of them, or `only` these numbers. Raises UsageError."""
     for number in only:
         if number not in TOPICS:
             known = ", ".join(f"{number} {topic}" for number, topic in TOPICS.items())
             raise UsageError(f"--only {number}: no such target; there are {known}")
     for number, topic in TOPICS.items():
         if not only or number in only:
-            run: Run = import_module(f"{__package__}.targets_{topic}").run
-            yield number, topic, run
+            yield f"{number}-{topic}", import_module(f"{__package__}.targets_{topic}").run
 
 
-def measure(number: int, topic: str, run: Run, context: Context) -> dict[str, Row]:
-    """The rows of one target; a single one that says why where all of it is skipped."""
+def measure(name: str, run: Run, context: Context) -> dict[str, Row]:
+    """The rows of one target; a single one of its name, which says why, where all of it is skipped."""
     try:
         return run(context)
     except Skipped as reason:
-        return {f"{number}-{topic}": skipped("measured", str(reason))}
+        return {name: skipped("measured", str(reason))}
 
 
 def met(rows: Mapping[str, Row]) -> bool:
