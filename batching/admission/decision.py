@@ -74,13 +74,18 @@ _KINDS: tuple[type[Decision], ...] = (Admit, Queue, Degrade, Reject)
 
 def decision_hash(before: int, request: GateRequest, decision: Decision) -> int:
     """64 bits of the decision and of all decisions before it."""
-    hash_ = fold(np.uint64(before), np.int64(request.seq))
-    hash_ = fold(hash_, np.int64(_KINDS.index(type(decision))))
+    hash_ = _folded(before, request.seq)
+    hash_ = _folded(hash_, _KINDS.index(type(decision)))
     if isinstance(decision, Degrade):
-        hash_ = fold(hash_, np.int64(decision.max_tokens))
+        hash_ = _folded(hash_, decision.max_tokens)
     elif isinstance(decision, Reject):
-        hash_ = fold_float(hash_, decision.retry_after_s)
-    return int(hash_)
+        hash_ = int(fold_float(np.uint64(hash_), decision.retry_after_s))
+    return hash_
+
+
+def _folded(hash_: int, value: int) -> int:
+    # A compiled kernel gives back a plain int, and takes a plain int for a signed one.
+    return int(fold(np.uint64(hash_), np.int64(value)))
 
 
 FIRST_HASH = int(SEED)

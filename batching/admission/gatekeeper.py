@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from burrstone.batching.admission.decision import Decision, Degrade, GateRequest, GateView, Reject
+from burrstone.batching.admission.decision import (
+    FIRST_HASH,
+    Decision,
+    Degrade,
+    GateRequest,
+    GateView,
+    Reject,
+    decision_hash,
+)
 from burrstone.batching.admission.fair_queue import FairQueue, Waiter
 from burrstone.batching.admission.output_lengths import OutputLengths
 from burrstone.batching.admission.policy import Admission
@@ -32,6 +40,7 @@ class Gatekeeper:
         self.seats = engine_seats if max_running is None else min(max_running, engine_seats)
         self._lengths = OutputLengths()
         self._visitors: dict[int, _Visitor] = {}
+        _compile_kernels()
 
     def arrive(self, request: GateRequest, now_s: float) -> Decision:
         """The policy's decision. Unless it is a Reject, `wait` and `leave` follow."""
@@ -120,6 +129,15 @@ class Gatekeeper:
             priority=request.priority,
             max_concurrent=request.max_concurrent,
         )
+
+
+def _compile_kernels() -> None:
+    """Now, where the gate is built, and not while the first request waits."""
+    lengths = OutputLengths()
+    lengths.observe("", 1.0)
+    lengths.expected("", 1)
+    for decision in (Reject(1.0, ""), Degrade(1)):
+        decision_hash(FIRST_HASH, GateRequest(seq=0, tenant="", prompt_tokens=0, max_tokens=0), decision)
 
 
 def _cost(prompt_tokens: int, output_tokens: float) -> float:

@@ -10,6 +10,8 @@ from burrstone.batching.admission.service_rate import ServiceRate
 from burrstone.batching.core.step_model import StepModel
 
 REASON = "ttft"
+# Whoever comes back a little too early is refused twice; a little too late is not noticed.
+_MARGIN = 1.05
 
 
 class Prediction(NamedTuple):
@@ -56,11 +58,11 @@ class Predictive(Admission):
         spare_s = max(0.0, request.ttft_s - predicted.own_s)
         if predicted.wait_s <= spare_s:
             return taken(request, view)
-        return Reject(predicted.wait_s - spare_s + self._grain_s(view), REASON)
+        return Reject(_MARGIN * (predicted.wait_s - spare_s) + self._grain_s(view), REASON)
 
     def _grain_s(self, view: GateView) -> float:
-        """Seats come free one by one, so what has drained by a given time may be one less than the mean says."""
-        return 0.0 if self.rate.seat_s is None else self.rate.seat_s / view.seats
+        """Prompts and seats drain one by one, and are seen to have done so a little later."""
+        return self.rate.base_s + (0.0 if self.rate.seat_s is None else self.rate.seat_s / view.seats)
 
     def started(self, request: GateRequest, now_s: float) -> None:
         token_s = self.rate.prefill_token_s
