@@ -2,11 +2,22 @@
 asked for, so that other commands need not wait for it."""
 
 import argparse
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from burrstone.batching.sim.cli_flags import at_least_zero, count, fraction, knob, names, numbers, positive, seeds
+from burrstone.batching.sim.cli_flags import (
+    Flags,
+    at_least_zero,
+    count,
+    fraction,
+    knob,
+    names,
+    numbers,
+    positive,
+    seeds,
+)
 
 _DESCRIPTION = """\
 What would a scheduling policy do to this traffic? The same policies that run in the engine, against a model of vLLM's
@@ -46,179 +57,189 @@ examples:
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("sim", help="try scheduling policies without an engine", description=_DESCRIPTION)
     kinds = parser.add_subparsers(dest="sim", required=True, metavar="KIND")
-    _add_run(_kind(kinds, "run", "latencies of policies, side by side", _RUN_EXAMPLES))
-    _add_fleet(_kind(kinds, "fleet", "how many engines meet an SLO, and what they cost", _FLEET_EXAMPLES))
-    _add_calibrate(_kind(kinds, "calibrate", "fit the step model to an engine's log", _CALIBRATE_EXAMPLES))
-    _add_targets(_kind(kinds, "targets", "measure what the scheduler has to keep", _TARGETS_EXAMPLES))
+    for kind, add_flags, text, examples in (
+        ("run", _add_run, "latencies of policies, side by side", _RUN_EXAMPLES),
+        ("fleet", _add_fleet, "how many engines meet an SLO, and what they cost", _FLEET_EXAMPLES),
+        ("calibrate", _add_calibrate, "fit the step model to an engine's log", _CALIBRATE_EXAMPLES),
+        ("targets", _add_targets, "measure what the scheduler has to keep", _TARGETS_EXAMPLES),
+    ):
+        flags = Flags(
+            kinds.add_parser(
+                kind,
+                help=text,
+                usage=f"burrstone sim {kind} [--FLAG VALUE ...]" + (" STEPLOG..." if kind == "calibrate" else ""),
+                description=f"{text[0].upper()}{text[1:]}.",
+                epilog=examples,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )
+        add_flags(flags)
+        flags.parser.set_defaults(run=_loaded_when_run(kind), flags=tuple(flags.names))
 
 
-def _kind(kinds: Any, name: str, text: str, examples: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = kinds.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
+def _loaded_when_run(kind: str) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
-        code: int = import_module(f"{__package__}.cli_{name}").run(arguments)
+        code: int = import_module(f"{__package__}.cli_{kind}").run(arguments)
         return code
 
-    parser.set_defaults(run=run)
-    return parser
+    return run
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    _add_policies(parser, ["fcfs", "slo"])
-    _add_traffic(parser)
-    parser.add_argument(
+def _add_run(flags: Flags) -> None:
+    _add_policies(flags, ["fcfs", "slo"])
+    _add_traffic(flags)
+    flags.add(
         "--rate",
         type=numbers("requests per second, or several: 2,4,8"),
         metavar="R[,R...]",
         help="requests per second; with several, how attainment falls with the rate [the workload's own, or 4]",
     )
-    _add_slo(parser)
-    _add_engine(parser)
-    parser.add_argument(
-        "--engines", type=count("engines behind one router"), default=1, help="engines behind one router [%(default)s]"
+    _add_slo(flags)
+    _add_engine(flags)
+    flags.add(
+        "--engines",
+        type=count("engines behind one router"),
+        default=1,
+        metavar="N",
+        help="engines behind one router [%(default)s]",
     )
-    parser.add_argument("--router", default="least-load", help="router policy, with several engines [%(default)s]")
-    parser.add_argument(
+    flags.add(
+        "--router", default="least-load", metavar="NAME", help="router policy, with several engines [%(default)s]"
+    )
+    flags.add(
         "--mode",
         choices=["exact", "macro"],
         default="macro",
         help="every step, or only those that decide something; the result is the same [%(default)s]",
     )
-    _add_output(parser)
+    _add_output(flags)
 
 
-def _add_fleet(parser: argparse.ArgumentParser) -> None:
-    _add_policies(parser, ["fcfs", "slo"])
-    parser.add_argument(
-        "--router", action="extend", type=names, metavar="NAME", help="router policies to compare [least-load]"
-    )
-    _add_traffic(parser)
-    parser.add_argument(
+def _add_fleet(flags: Flags) -> None:
+    _add_policies(flags, ["fcfs", "slo"])
+    flags.add("--router", action="extend", type=names, metavar="NAME", help="router policies to compare [least-load]")
+    _add_traffic(flags)
+    flags.add(
         "--rate", type=positive("requests per second"), metavar="R", help="requests per second of the whole fleet [100]"
     )
-    _add_slo(parser)
-    _add_engine(parser)
-    fleet = parser.add_argument_group("fleet")
-    fleet.add_argument(
+    _add_slo(flags)
+    _add_engine(flags)
+    fleet = flags.group("fleet")
+    fleet.add(
         "--engines", type=count("engines"), metavar="N", help="simulate this fleet; without it, find the smallest one"
     )
-    fleet.add_argument(
-        "--max-engines", type=count("engines"), default=10_000, help="largest fleet to try [%(default)s]"
+    fleet.add(
+        "--max-engines", type=count("engines"), metavar="N", default=10_000, help="largest fleet to try [%(default)s]"
     )
-    fleet.add_argument(
+    fleet.add(
         "--accelerators-per-engine",
         type=count("accelerators"),
         default=1,
         metavar="N",
         help="for the cost [%(default)s]",
     )
-    fleet.add_argument(
+    fleet.add(
         "--price", type=positive("money per accelerator and hour"), metavar="P", help="of an accelerator, an hour"
     )
-    _add_trouble(parser)
-    neuron = parser.add_argument_group("static shapes")
-    neuron.add_argument("--neuron", action="store_true", help="also: which graphs to compile for this traffic")
-    neuron.add_argument(
-        "--graphs", type=count("graphs"), default=7, help="how many lengths to compile for [%(default)s]"
+    _add_trouble(flags)
+    neuron = flags.group("static shapes")
+    neuron.add("--neuron", action="store_true", help="also: which graphs to compile for this traffic")
+    neuron.add(
+        "--graphs", type=count("graphs"), metavar="N", default=7, help="how many lengths to compile for [%(default)s]"
     )
-    _add_output(parser)
+    _add_output(flags)
 
 
-def _add_trouble(parser: argparse.ArgumentParser) -> None:
-    trouble = parser.add_argument_group("failures and autoscaling")
-    trouble.add_argument("--fail-engines", type=count("engines that fail"), metavar="N", help="so many engines fail")
-    trouble.add_argument("--at-s", type=at_least_zero("seconds"), metavar="T", help="then [a third of the duration]")
-    trouble.add_argument("--for-s", type=positive("seconds"), metavar="D", help="for so long [60]")
-    trouble.add_argument("--autoscale", action="store_true", help="engines come and go with the load")
-    trouble.add_argument("--min-engines", type=count("engines"), default=1, help="never fewer [%(default)s]")
-    trouble.add_argument(
-        "--start-s", type=positive("seconds"), default=60.0, help="until a new one serves [%(default)s]"
+def _add_trouble(flags: Flags) -> None:
+    trouble = flags.group("failures and autoscaling")
+    trouble.add("--fail-engines", type=count("engines that fail"), metavar="N", help="so many engines fail")
+    trouble.add("--at-s", type=at_least_zero("seconds"), metavar="T", help="then [a third of the duration]")
+    trouble.add("--for-s", type=positive("seconds"), metavar="D", help="for so long [60]")
+    trouble.add("--autoscale", action="store_true", help="engines come and go with the load")
+    trouble.add("--min-engines", type=count("engines"), metavar="N", default=1, help="never fewer [%(default)s]")
+    trouble.add(
+        "--start-s", type=positive("seconds"), metavar="S", default=60.0, help="until a new one serves [%(default)s]"
     )
 
 
-def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("steplog", nargs="+", type=Path, metavar="STEPLOG", help="step log of one engine, JSON lines")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the model here, for --step-model")
-    parser.add_argument("--every", type=count("steps"), default=1, metavar="N", help="use one step in N [%(default)s]")
-    parser.add_argument(
+def _add_calibrate(flags: Flags) -> None:
+    flags.add("steplog", nargs="+", type=Path, metavar="STEPLOG", help="step log of one engine, JSON lines")
+    flags.add("--out", type=Path, metavar="FILE", help="write the model here, for --step-model")
+    flags.add("--every", type=count("steps"), default=1, metavar="N", help="use one step in N [%(default)s]")
+    flags.add(
         "--half-life-steps", type=positive("steps"), metavar="N", help="a step N steps ago counts half [all alike]"
     )
-    parser.add_argument("--seed", type=count("a seed", least=0), default=0, help="of the intervals [%(default)s]")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    flags.add("--seed", type=count("a seed", least=0), metavar="N", default=0, help="of the intervals [%(default)s]")
+    flags.add("--json", action="store_true", help="print the result as JSON")
 
 
-def _add_targets(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--only", type=count("number of a target"), action="append", metavar="N", help="this one; repeat"
-    )
-    parser.add_argument(
-        "--traces", type=Path, metavar="DIR", help="folder of trace files [environment BURRSTONE_TRACES]"
-    )
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+def _add_targets(flags: Flags) -> None:
+    flags.add("--only", type=count("number of a target"), action="append", metavar="N", help="this one; repeat")
+    flags.add("--traces", type=Path, metavar="DIR", help="folder of trace files [environment BURRSTONE_TRACES]")
+    flags.add("--json", action="store_true", help="print the rows as JSON")
 
 
-def _add_policies(parser: argparse.ArgumentParser, default: list[str]) -> None:
-    parser.add_argument(
+def _add_policies(flags: Flags, default: list[str]) -> None:
+    flags.add(
         "--policy",
         action="extend",
         type=names,
         metavar="NAME",
         help=f"engine policy, tiers with '>'; repeat it to compare [{','.join(default)}]",
     )
-    parser.add_argument("--knob", action="append", type=knob, metavar="NAME=VALUE", help="of the policies; repeat it")
-    parser.set_defaults(default_policies=default)
+    flags.add("--knob", action="append", type=knob, metavar="NAME=VALUE", help="of the policies; repeat it")
+    flags.parser.set_defaults(default_policies=default)
 
 
-def _add_traffic(parser: argparse.ArgumentParser) -> None:
-    traffic = parser.add_argument_group("traffic")
-    traffic.add_argument(
+def _add_traffic(flags: Flags) -> None:
+    traffic = flags.group("traffic")
+    traffic.add(
         "--workload",
         default="chat",
         metavar="NAME|trace:PATH",
         help="generated traffic, NAME[:key=value,...], or a recorded one [%(default)s]; `list` tells the names",
     )
-    traffic.add_argument(
+    traffic.add(
         "--duration-s", type=positive("seconds of traffic"), default=300.0, metavar="S", help="of traffic [%(default)s]"
     )
-    traffic.add_argument(
+    traffic.add(
         "--seeds", "--seed", type=seeds, default=[1], metavar="N[,N...]", help="three or more give intervals [1]"
     )
 
 
-def _add_slo(parser: argparse.ArgumentParser) -> None:
-    slo = parser.add_argument_group("SLOs, for requests whose workload names none")
-    slo.add_argument("--ttft-s", "--ttft", type=positive("seconds"), metavar="S", help="first token after at most [2]")
-    slo.add_argument("--tpot-s", "--tpot", type=positive("seconds"), metavar="S", help="later ones, on average [0.1]")
-    slo.add_argument("--e2e-s", "--e2e", type=positive("seconds"), metavar="S", help="the last one [never]")
-    slo.add_argument(
-        "--attainment", type=fraction("share of requests"), default=0.95, metavar="A", help="goal [%(default)s]"
-    )
+def _add_slo(flags: Flags) -> None:
+    slo = flags.group("SLOs, for requests whose workload names none")
+    slo.add("--ttft-s", "--ttft", type=positive("seconds"), metavar="S", help="first token after at most [2]")
+    slo.add("--tpot-s", "--tpot", type=positive("seconds"), metavar="S", help="later ones, on average [0.1]")
+    slo.add("--e2e-s", "--e2e", type=positive("seconds"), metavar="S", help="the last one [never]")
+    slo.add("--attainment", type=fraction("share of requests"), default=0.95, metavar="A", help="goal [%(default)s]")
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    engine = parser.add_argument_group("engine (as vLLM has it)")
-    engine.add_argument("--step-model", type=Path, metavar="FILE", help="of `sim calibrate` [an 8B model, one GPU]")
-    engine.add_argument("--max-num-seqs", type=count("sequences"), default=256, metavar="N", help="[%(default)s]")
-    engine.add_argument(
-        "--max-num-batched-tokens", type=count("tokens of a step"), default=8192, metavar="N", help="[%(default)s]"
+def _add_engine(flags: Flags) -> None:
+    engine = flags.group("engine (as vLLM has it)")
+    engine.add("--step-model", type=Path, metavar="FILE", help="of `sim calibrate` [an 8B model, one GPU]")
+    engine.add(
+        "--max-num-seqs", type=count("sequences"), default=256, metavar="N", help="requests in a batch [%(default)s]"
     )
-    engine.add_argument("--block-size", type=count("tokens"), default=16, metavar="N", help="of KV [%(default)s]")
-    engine.add_argument(
+    engine.add(
+        "--max-num-batched-tokens", type=count("tokens"), default=8192, metavar="N", help="in a step [%(default)s]"
+    )
+    engine.add("--block-size", type=count("tokens"), default=16, metavar="N", help="tokens in a KV block [%(default)s]")
+    engine.add(
         "--num-blocks",
         type=count("KV blocks"),
         default=25_000,
         metavar="N",
         help="KV blocks, one less than the engine reports [%(default)s]",
     )
-    engine.add_argument("--prefix-caching", action=argparse.BooleanOptionalAction, default=True, help="[on]")
+    engine.add(
+        "--prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="find equal prefixes in the KV cache [on]",
+    )
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report: one file, no network needed")
+def _add_output(flags: Flags) -> None:
+    flags.add("--json", action="store_true", help="print the result as JSON")
+    flags.add("--report", type=Path, metavar="FILE.html", help="write a report: one file, no network needed")

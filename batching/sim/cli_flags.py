@@ -2,9 +2,26 @@
 
 import argparse
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T", int, float)
+
+
+class Flags:
+    """A parser, or a group of its flags, that keeps the names of all it has been given."""
+
+    def __init__(self, parser: argparse.ArgumentParser, group: Any = None, names: list[str] | None = None) -> None:
+        self.parser = parser
+        self.names = [] if names is None else names
+        self._group = parser if group is None else group
+
+    def add(self, *names: str, **options: Any) -> None:
+        """As ArgumentParser.add_argument."""
+        self.names += self._group.add_argument(*names, **options).option_strings
+
+    def group(self, title: str) -> "Flags":
+        """Flags under a heading of their own."""
+        return Flags(self.parser, self.parser.add_argument_group(title), self.names)
 
 
 def positive(what: str) -> Callable[[str], float]:

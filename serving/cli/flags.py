@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(*names, dest=option.key, default=None, metavar="VALUE", help=help_text)
 
 
-def nearest_flag(given: str) -> str | None:
-    """The flag that a misspelt one most likely means."""
-    known = [name for names in _ALIASES.values() for name in names]
-    known += [_flag(option.key) for option in options()]
+def nearest_flag(given: str, known: Sequence[str] = ()) -> str | None:
+    """The flag that a misspelt one most likely means; among the configuration's where the command has none `known`."""
+    if not known:
+        known = [name for names in _ALIASES.values() for name in names] + [_flag(option.key) for option in options()]
     near = difflib.get_close_matches(given.partition("=")[0], known, n=1)
     return near[0] if near else None
 

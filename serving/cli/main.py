@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments, unknown = build_parser().parse_known_args(argv)
     try:
         if unknown:
-            near = nearest_flag(unknown[0])
+            # A command that is no server's tells which flags it has.
+            near = nearest_flag(unknown[0], getattr(arguments, "flags", ()))
             hint = f"; did you mean {near}?" if near else f"; see `burrstone {arguments.command} --help`"
             raise ConfigError(f"unknown argument {unknown[0]}{hint}")
         code: int = arguments.run(arguments)
