@@ -124,8 +124,9 @@ class _Scale:
         high = float(values.max()) if axis.high is None else axis.high
         if axis.goal is not None:
             low, high = min(low, axis.goal), max(high, axis.goal)
-        if high <= low:
-            low, high = (low / 2, low * 2) if axis.log else (low - 0.5, low + 0.5)
+        size = max(abs(low), abs(high))
+        if high - low <= 1e-9 * size or size == 0:
+            low, high = (low / 2, low * 2) if axis.log else (low - max(0.5, size), low + max(0.5, size))
         return cls(axis, low, high, start, end)
 
     def __call__(self, values: Floats) -> Floats:
@@ -147,7 +148,7 @@ def _ticks(low: float, high: float) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{index * step:.9g}") for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
