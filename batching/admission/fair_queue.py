@@ -1,7 +1,7 @@
 """Where requests wait for a seat: a line for each tenant, and the next one from the line that was served least.
 
 Virtual token counters (Sheng et al., OSDI'24), at the gate: a tenant's counter grows by what its requests cost, divided
-by its weight. Better priorities first; among equals the lowest counter; within a tenant first come, first served.
+by its weight; what runs is counted as expected, and put right when it ends. Better priorities first; among equals the lowest counter; within a tenant first come, first served.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,7 +40,8 @@ class FairQueue:
         self._lines: dict[str, dict[int, Waiter]] = {}  # tenants with somebody waiting; each line in order of arrival
         self._where: dict[int, str] = {}  # waiting seq -> tenant
         self._seated: dict[int, Waiter] = {}
-        self._service: dict[str, float] = {}  # tenant -> weighted tokens
+        self._settled: dict[str, float] = {}  # tenant -> weighted tokens of what has ended
+        self._expected: dict[str, float] = {}  # tenant -> weighted tokens of what runs
         self._seats_of: dict[str, int] = {}  # tenant -> running sequences
         self._lift: dict[int, float] = {}  # priority -> the counter of the tenant that was seated last
 
@@ -49,13 +50,13 @@ class FairQueue:
 
     def service(self, tenant: str) -> float:
         """The tenant's counter: tokens per unit of weight."""
-        return self._service.get(tenant, 0.0)
+        return self._settled.get(tenant, 0.0) + self._expected.get(tenant, 0.0)
 
     def put(self, waiter: Waiter) -> None:
         """To the end of its tenant's line. A tenant that comes back from idle has earned no credit meanwhile."""
         tenant = waiter.tenant
         if tenant not in self._lines:
-            self._service[tenant] = max(self.service(tenant), self._floor(waiter.priority))
+            self._settled[tenant] = max(self._settled.get(tenant, 0.0), self._floor(waiter.priority))
             self._lines[tenant] = {}
         self._lines[tenant][waiter.seq] = waiter
         self._where[waiter.seq] = tenant
@@ -68,8 +69,7 @@ class FairQueue:
             return None
         self._take_out(best.seq)
         self._seat(best)
-        self._lift[best.priority] = self.service(best.tenant)
-        self._service[best.tenant] = self.service(best.tenant) + best.cost / best.weight
+        self._lift[best.priority] = self._settled[best.tenant]
         return best
 
     def remove(self, seq: int) -> bool:
@@ -86,16 +86,20 @@ class FairQueue:
             return False
         self.running -= self._needs(waiter)
         self._seats_of[waiter.tenant] -= self._needs(waiter)
-        self._service[waiter.tenant] += (cost - waiter.cost) / waiter.weight
+        self._expected[waiter.tenant] -= waiter.cost / waiter.weight
+        self._settled[waiter.tenant] += cost / waiter.weight
         return True
 
     def ahead(self, newcomer: Waiter) -> Ahead:
         """What would be seated before it if nobody else came: its own line, and of the others what costs no more."""
         own = self._lines.get(newcomer.tenant, {})
-        floor = (
-            self.service(newcomer.tenant) if own else max(self.service(newcomer.tenant), self._floor(newcomer.priority))
+        settled = self._settled.get(newcomer.tenant, 0.0)
+        start = settled if own else max(settled, self._floor(newcomer.priority))
+        due = (
+            start
+            + self._expected.get(newcomer.tenant, 0.0)
+            + sum(waiter.cost for waiter in own.values()) / newcomer.weight
         )
-        due = floor + sum(waiter.cost for waiter in own.values()) / newcomer.weight
         sequences, prompt_tokens = 0, 0
         for tenant, line in self._lines.items():
             reached = self.service(tenant)
@@ -123,7 +127,8 @@ class FairQueue:
         return {
             "waiting": [asdict(waiter) for line in self._lines.values() for waiter in line.values()],
             "seated": [asdict(waiter) for waiter in self._seated.values()],
-            "service": dict(self._service),
+            "settled": dict(self._settled),
+            "expected": dict(self._expected),
             "lift": [[priority, service] for priority, service in self._lift.items()],
         }
 
@@ -135,7 +140,7 @@ class FairQueue:
             queue.put(Waiter(**values))
         for values in saved["seated"]:
             queue._seat(Waiter(**values))
-        queue._service = dict(saved["service"])
+        queue._settled, queue._expected = dict(saved["settled"]), dict(saved["expected"])
         queue._lift = {priority: service for priority, service in saved["lift"]}
         return queue
 
@@ -143,6 +148,7 @@ class FairQueue:
         self._seated[waiter.seq] = waiter
         self.running += self._needs(waiter)
         self._seats_of[waiter.tenant] = self._seats_of.get(waiter.tenant, 0) + self._needs(waiter)
+        self._expected[waiter.tenant] = self._expected.get(waiter.tenant, 0.0) + waiter.cost / waiter.weight
 
     def _heads(self) -> Iterator[Waiter]:
         """The first of each line whose tenant may have more seats."""
@@ -161,9 +167,12 @@ class FairQueue:
         return min([waiter.sequences, *bounds])
 
     def _floor(self, priority: int) -> float:
-        """The counter of the least served tenant that waits, of this priority; the last one seated where none does."""
+        """What the least served tenant that waits has had, of this priority; the last one seated where none waits.
+
+        What runs is left out: whoever comes while others hold the seats has had none of them.
+        """
         services = [
-            self.service(tenant)
+            self._settled[tenant]
             for tenant, line in self._lines.items()
             if next(iter(line.values())).priority == priority
         ]

@@ -41,6 +41,17 @@ def test_a_flood_waits_for_itself() -> None:
     assert seat_all(queue).index(100) <= 1
 
 
+def test_a_newcomer_is_not_passed_by_what_turned_out_cheap() -> None:
+    queue = FairQueue(seats=2)
+    for seq in range(8):
+        queue.put(waiter(seq, "flood", cost=1000.0))
+    assert queue.pop() is not None and queue.pop() is not None
+    queue.put(waiter(100, "quiet", cost=1000.0))
+    queue.leave(0, 10.0)
+    newly = queue.pop()
+    assert newly is not None and newly.seq == 100
+
+
 def test_better_priorities_go_first_whatever_they_had() -> None:
     queue = FairQueue(seats=1)
     queue.put(waiter(0, "late", priority=1))
