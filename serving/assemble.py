@@ -20,7 +20,7 @@ from burrstone.serving.edges.lifecycle import Lifecycle
 from burrstone.serving.engine import forkserver
 from burrstone.serving.engine.cpu import check_cpu, kv_cache_bytes
 from burrstone.serving.hardware import detect
-from burrstone.serving.metrics import ApiMetrics, EngineMetrics
+from burrstone.serving.metrics import ApiMetrics, EngineMetrics, SchedulerMetrics
 
 log = logging.getLogger("burrstone.engine")
 _WARM_UP_META = RequestMeta(request_id="warm-up", tenant="burrstone")
@@ -91,7 +91,7 @@ async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics,
     kv_bytes = await asyncio.to_thread(_kv_cache_bytes, config, model.config)
     engine_args = arguments.engine_arguments(config, model, kv_cache_bytes=kv_bytes)
     lifecycle.detail = "starting the engine: loading weights, compiling"
-    llm = await _start_llm(config, engine_args)
+    llm = await _start_llm(config, engine_args, registry)
     try:
         engine_metrics = EngineMetrics(registry)
         seats = llm.vllm_config.scheduler_config.max_num_seqs
@@ -119,16 +119,17 @@ def _kv_cache_bytes(config: ServeConfig, model_config: dict[str, Any]) -> int | 
     return kv_cache_bytes(config, hardware, model_config)
 
 
-async def _start_llm(config: ServeConfig, engine_args: Any) -> Any:
+async def _start_llm(config: ServeConfig, engine_args: Any, registry: CollectorRegistry) -> Any:
     if config.engine.kind == "scripted":
         scripted = importlib.import_module("burrstone.serving.engine.scripted")
         script = importlib.import_module("burrstone.serving.engine.script")
         return await scripted.start_scripted(engine_args, script.load_script(config.engine.script))
     compat = importlib.import_module("burrstone.serving.engine.vllm_compat")
-    if config.profile != "cpu":
-        return await asyncio.to_thread(compat.AsyncLLM.from_engine_args, engine_args)
-    with compat.core_from_forkserver():
-        return await asyncio.to_thread(compat.AsyncLLM.from_engine_args, engine_args)
+    loggers = importlib.import_module("burrstone.serving.engine.scheduler_metrics").stat_loggers(
+        SchedulerMetrics(registry, config.scheduler.policy)
+    )
+    with compat.core_from_forkserver() if config.profile == "cpu" else contextlib.nullcontext():
+        return await asyncio.to_thread(compat.AsyncLLM.from_engine_args, engine_args, stat_loggers=loggers)
 
 
 async def _warm_up(api: Api, model: str) -> None:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from burrstone.batching.errors import UsageError
-from burrstone.batching.policies.spec import PolicySpec
+from burrstone.batching.policies.spec import Knobs, PolicySpec
 
 Profile = Literal["auto", "cpu", "cuda", "neuron-inf2", "neuron-trn1", "neuron-trn2"]
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -185,6 +185,11 @@ class SchedulerConfig(_Section):
     """Who is served next, in the engine (`policy`) and at the gate before it (`admission`, `max_running`)."""
 
     policy: str = Field("fcfs", description="Order in the engine: tiers joined by `>`, the first one deciding first.")
+    knobs: dict[str, float] = Field({}, description="What the policy's tiers can be tuned by, where not the default.")
+    step_model: Path | None = Field(
+        None, description="How long steps take, from `burrstone sim calibrate`; the profile's own guess."
+    )
+    step_log: Path | None = Field(None, description="Every step of the engine is written here, a line each; off.")
     admission: Literal["open", "token-bucket", "predictive", "brownout"] = Field(
         "open", description="Who is let in: everybody, by rate, by predicted TTFT, or with shorter answers under load."
     )
@@ -194,11 +199,10 @@ class SchedulerConfig(_Section):
     tenants: dict[str, TenantConfig] = Field({}, description="Tenant -> its terms, with the keys of `default`.")
     default: TenantConfig = Field(TenantConfig(), description="The terms of every other tenant.")
 
-    @field_validator("policy")
-    @classmethod
-    def _known_policy(cls, text: str) -> str:
-        PolicySpec.parse(text)
-        return text
+    @model_validator(mode="after")
+    def _known_policy(self) -> "SchedulerConfig":
+        PolicySpec.parse(self.policy, Knobs.from_dict(self.knobs))
+        return self
 
     @model_validator(mode="after")
     def _terms_that_count(self) -> "SchedulerConfig":
@@ -211,6 +215,11 @@ class SchedulerConfig(_Section):
         if self.admission == "predictive" and all(terms.ttft_s is None for terms in self._all_terms()):
             raise ValueError("admission predictive needs ttft_s for some tenant or in scheduler.default")
         return self
+
+    @property
+    def stock(self) -> bool:
+        """Whether vLLM's own scheduler does all that is asked for, so that nothing of ours runs in the engine core."""
+        return PolicySpec.parse(self.policy).neutral and self.step_log is None
 
     def terms(self, tenant: str) -> TenantConfig:
         """What holds for this tenant."""

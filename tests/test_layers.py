@@ -39,6 +39,13 @@ VLLM_IMPORTERS = {
     },
     # Runs in every process of vLLM's, workers too, which must not load the front end that vllm_compat imports.
     "burrstone.serving.engine.plugin": {"vllm.platforms"},
+    # The same for the engine core, which does not load that front end either.
+    "burrstone.serving.engine.vllm_core_compat": {
+        "vllm.v1.core.sched.async_scheduler",
+        "vllm.v1.core.sched.scheduler",
+        "vllm.v1.kv_cache_interface",
+        "vllm.v1.request",
+    },
     # The public version; and bare vLLM's server, started as a command.
     "burrstone.bench.overhead": {"vllm"},
     "burrstone.bench.contenders": {"vllm.entrypoints.launchers.api_server.entry"},

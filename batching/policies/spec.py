@@ -1,6 +1,7 @@
 """Which engine policy, with which knobs: `slo`, or tiers such as `priority > vtc > slo`, the first one deciding first."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -70,6 +71,19 @@ class Knobs:
                 raise UsageError(f"scheduler knob {knob.name} must be a number >= 0, got {value}")
         if self.relegated_every < 1 or self.min_chunk_tokens < 1:
             raise UsageError("scheduler knobs relegated_every and min_chunk_tokens must be >= 1")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> "Knobs":
+        """Knobs by name, the others at their defaults. Raises UsageError for an unknown name or a broken whole number."""
+        known = {knob.name: knob.type for knob in fields(cls)}
+        for name, value in values.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UsageError(f"scheduler knob {name!r} does not exist (one of {', '.join(known)}){hint}")
+            if known[name] is int and value != int(value):
+                raise UsageError(f"scheduler knob {name} must be a whole number, got {value}")
+        return cls(**{name: known[name](value) for name, value in values.items()})  # type: ignore[operator]
 
 
 @dataclass(frozen=True, slots=True)

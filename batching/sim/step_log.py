@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+import numpy as np
+
 from burrstone.batching.core.hashing import SEED, fold
 from burrstone.batching.core.kernel import kernel
 from burrstone.batching.core.requests import NO_DEADLINE_S
@@ -98,6 +100,7 @@ class StepRecord:
     events: tuple[Arrived | Ended, ...] = ()  # since the last record
     load: StepLoad | None = None
     elapsed_s: float | None = None  # how long the step took, known to whoever waits for it
+    hook_s: float | None = None  # of which deciding it took so long
 
     def to_line(self) -> str:
         """As JSON, without a line end. No deadline is null."""
@@ -124,12 +127,17 @@ def fold_scheduled(hash_: int, seq: int, num_tokens: int) -> int:
     return fold(fold(hash_, seq), num_tokens)  # type: ignore[arg-type,return-value]
 
 
+@kernel
+def _fold_all(scheduled: np.ndarray) -> np.uint64:
+    hash_ = SEED
+    for place in range(scheduled.shape[0]):
+        hash_ = fold_scheduled(hash_, scheduled[place, 0], scheduled[place, 1])  # type: ignore[assignment,arg-type]
+    return hash_
+
+
 def scheduled_hash(scheduled: Iterable[tuple[int, int]]) -> int:
     """Hash of the (seq, tokens) of one step, in the order of scheduling."""
-    hash_: Any = SEED
-    for seq, num_tokens in scheduled:
-        hash_ = fold_scheduled(hash_, seq, num_tokens)
-    return int(hash_)
+    return int(_fold_all(np.array(list(scheduled), dtype=np.int64).reshape(-1, 2)))
 
 
 def read_log(lines: Iterable[str]) -> tuple[LogHeader, Iterator[StepRecord]]:

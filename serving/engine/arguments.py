@@ -8,6 +8,7 @@ from typing import Any
 from burrstone.serving.config import ConfigError, EngineConfig, ServeConfig
 from burrstone.serving.engine import vllm_compat as vllm
 from burrstone.serving.engine.models import ResolvedModel, default_tool_parser
+from burrstone.serving.engine.scheduler_options import SCHEDULER_CLS
 
 # Fields that would open what this server keeps closed, with the reason to give.
 _CLOSED = {
@@ -26,6 +27,8 @@ _OWN_KEY = {
     "enable_lora": "engine.lora.modules",
     "max_lora_rank": "engine.lora.max_rank",
     "max_loras": "engine.lora.max_active",
+    "scheduler_cls": "scheduler.policy",
+    "scheduling_policy": "scheduler.policy",
     **{name: f"engine.{name}" for name in EngineConfig.model_fields if name not in ("speculative", "lora")},
 }
 
@@ -54,6 +57,7 @@ def engine_arguments(config: ServeConfig, model: ResolvedModel, *, kv_cache_byte
         "quantization": engine.quantization,
         "kv_cache_memory_bytes": kv_cache_bytes,
         "speculative_config": _speculative(engine),
+        "scheduler_cls": None if config.scheduler.stock else SCHEDULER_CLS,
     }
     arguments |= {key: value for key, value in optional.items() if value is not None}
     if engine.lora.modules:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from burrstone.batching.core.kernel import CACHE_ENV
 from burrstone.serving.config import ServeConfig
 
 
@@ -11,6 +12,7 @@ def shared_environment(config: ServeConfig, environ: Mapping[str, str]) -> dict[
     wanted = {
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        CACHE_ENV: str(cache),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -28,6 +28,7 @@ from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
@@ -49,6 +50,7 @@ __all__ = [
     "LoRAModulePath",
     "QueueOverflowError",
     "RequestOutputKind",
+    "StatLoggerBase",
     "TokenizeChatRequest",
     "TokenizeCompletionRequest",
     "VLLMClientError",

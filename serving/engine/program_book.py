@@ -1,0 +1,71 @@
+"""Names become small integers: tenants, which are rows of a table that stays small, and agent programs."""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+MAX_TENANTS = 1024
+MAX_PROGRAMS = 4096
+
+
+class TenantBook:
+    """Tenant name -> row. Rows of tenants that are idle longest are given to new ones; with none idle, row 0 is shared."""
+
+    def __init__(self, max_tenants: int = MAX_TENANTS) -> None:
+        self._max = max_tenants
+        self._rows: OrderedDict[str, int] = OrderedDict()
+        self._active = [0] * max_tenants
+
+    def enter(self, name: str) -> tuple[int, bool]:
+        """(the tenant's row, whether it was another's before and must be cleared). One more request of it is here."""
+        row = self._rows.get(name)
+        cleared = False
+        if row is not None:
+            self._rows.move_to_end(name)
+        elif len(self._rows) < self._max:
+            row = self._rows[name] = len(self._rows)
+        else:
+            idle = next((known for known, taken in self._rows.items() if self._active[taken] == 0), None)
+            cleared = idle is not None
+            row = 0 if idle is None else self._rows.pop(idle)
+            if cleared:
+                self._rows[name] = row
+        self._active[row] += 1
+        return row, cleared
+
+    def leave(self, row: int) -> None:
+        """One of its requests has gone."""
+        self._active[row] -= 1
+
+
+@dataclass(slots=True, eq=False)
+class Program:
+    """`waiting`, `running`: its calls in the engine. `last_end_s`: when one finished last, nan before."""
+
+    number: int
+    arrival_s: float
+    waiting: int = 0
+    running: int = 0
+    last_end_s: float = math.nan
+
+
+class ProgramBook:
+    """(tenant name, program id) -> program, the ones that were seen last. Ids are the clients', so each tenant has its own."""
+
+    def __init__(self, max_programs: int = MAX_PROGRAMS) -> None:
+        self._max = max_programs
+        self._programs: OrderedDict[tuple[str, str], Program] = OrderedDict()
+        self._next = 0
+
+    def enter(self, tenant: str, program_id: str, arrival_s: float) -> Program:
+        """The program, known or new."""
+        key = (tenant, program_id)
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = Program(self._next, arrival_s)
+            self._next += 1
+            if len(self._programs) > self._max:
+                self._programs.popitem(last=False)
+        else:
+            self._programs.move_to_end(key)
+        return program
