@@ -38,10 +38,21 @@ _FOLDER = _cache_folder()
 
 def kernel(function: _F) -> _F:
     """Compile at the first call; the machine code is kept for the next process."""
+    # Said aloud, for a lean kernel's choice goes for all that it calls without one of its own.
+    return _compiled(function, _nrt=True)
+
+
+def lean_kernel(function: _F) -> _F:
+    """A kernel that makes no new array. It counts no references to those it is given, which costs more than most of
+    the work on them; one that does allocate fails to compile."""
+    return _compiled(function, _nrt=False)
+
+
+def _compiled(function: _F, **options: bool) -> _F:
     if _FOLDER is None:
-        return numba.njit(function)
+        return numba.njit(**options)(function)
     before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, str(_FOLDER)
     try:
-        return numba.njit(cache=True)(function)
+        return numba.njit(cache=True, **options)(function)
     finally:
         numba_config.CACHE_DIR = before
