@@ -39,6 +39,7 @@ class SlowApi:
 
     async def models(self, meta: RequestMeta) -> dict[str, Any]:
         self.arrived.put_nowait(meta)
+        meta.notices["x-told"] = "7"
         await self.go.wait()
         return {"object": "list", "data": []}
 
@@ -89,18 +90,45 @@ async def test_calls_beyond_the_bound_are_refused(listen: Listen) -> None:
         await stub.ListModels(models_pb2.ListModelsRequest())
 
 
-@pytest.mark.parametrize(("given", "session_id"), [("turn-7", "default/turn-7"), ("a b", None), ("x" * 65, None)])
-async def test_a_session_is_the_tenants_own(listen: Listen, given: str, session_id: str | None) -> None:
+async def metas_of(listen: Listen, headers: dict[str, str], **settings: Any) -> list[RequestMeta]:
+    """What the API is told of a request with these headers, over gRPC and over HTTP; both carry the API's notice back."""
     lifecycle, api = Lifecycle(), SlowApi()
     lifecycle.open(api)  # type: ignore[arg-type]
     api.go.set()
-    grpc_port, http_port = await listen(lifecycle)
+    grpc_port, http_port = await listen(lifecycle, **settings)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
-        await model_stub(channel).ListModels(models_pb2.ListModelsRequest(), metadata=(("x-session-id", given),))
-    request = urllib.request.Request(f"http://127.0.0.1:{http_port}/v1/models", headers={"x-session-id": given})
-    with await asyncio.to_thread(urllib.request.urlopen, request, timeout=30):
-        pass
-    assert [(await api.arrived.get()).session_id for _ in range(2)] == [session_id] * 2
+        call = model_stub(channel).ListModels(models_pb2.ListModelsRequest(), metadata=tuple(headers.items()))
+        await call
+        assert ("x-told", "7") in tuple(await call.initial_metadata())
+    request = urllib.request.Request(f"http://127.0.0.1:{http_port}/v1/models", headers=headers)
+    with await asyncio.to_thread(urllib.request.urlopen, request, timeout=30) as reply:
+        assert reply.headers["x-told"] == "7"
+    return [await api.arrived.get() for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "session_id", "program_id"),
+    [
+        ({"x-session-id": "turn-7"}, "default/turn-7", "default/turn-7"),
+        ({"x-session-id": "a b"}, None, None),
+        ({"x-session-id": "x" * 65}, None, None),
+        ({"x-program-id": "job"}, None, "default/job"),
+        ({"x-session-id": "s", "x-program-id": "job"}, "default/s", "default/job"),
+        ({"x-session-id": "s", "x-program-id": "other/job"}, "default/s", "default/s"),
+    ],
+)
+async def test_sessions_and_programs_are_the_tenants_own(
+    listen: Listen, headers: dict[str, str], session_id: str | None, program_id: str | None
+) -> None:
+    for meta in await metas_of(listen, headers):
+        assert (meta.session_id, meta.program_id) == (session_id, program_id)
+
+
+async def test_a_tenants_terms_come_from_the_configuration_alone(listen: Listen) -> None:
+    terms = {"weight": 2.5, "priority": 4, "ttft_s": 0.5, "tpot_s": 0.05}
+    asked = {"priority": "-9", "x-priority": "-9", "x-tenant": "root", "weight": "99", "x-request-weight": "99"}
+    for meta in await metas_of(listen, asked, scheduler={"tenants": {"default": terms}, "default": {"weight": 9}}):
+        assert (meta.tenant, meta.weight, meta.priority, meta.ttft_s, meta.tpot_s) == ("default", 2.5, 4, 0.5, 0.05)
 
 
 async def test_watches_leave_room_for_other_calls(listen: Listen) -> None:
