@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from burrstone.batching.errors import Unauthenticated
-from burrstone.serving.auth import Authenticator, check_bind, is_loopback, load_keys, presented_key
+from burrstone.serving.auth import Authenticator, check_bind, check_tenants, is_loopback, load_keys, presented_key
 from burrstone.serving.config import AuthConfig, ConfigError
 
 KEY = "correct-horse-battery"
@@ -23,6 +23,24 @@ def file_keys(folder: Path, text: str | bytes) -> Authenticator:
     file = folder / "keys"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     return load_keys(AuthConfig(keys_file=file), {})
+
+
+@pytest.mark.parametrize(
+    ("keys", "tenant", "message"),
+    [
+        (f"anna:{KEY}", "ana", "scheduler.tenants.ana: no API key has this name; did you mean 'anna'"),
+        (f"anna:{KEY},bob:{OTHER}", "zzz", "the keys are named anna, bob"),
+        ("", "anna", "the keys are named default"),
+    ],
+)
+def test_terms_of_a_tenant_without_a_key_are_refused(keys: str, tenant: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_tenants([tenant], keys_of(keys))
+
+
+def test_terms_of_tenants_with_keys_are_taken() -> None:
+    check_tenants(["anna"], keys_of(f"anna:{KEY},bob:{OTHER}"))
+    check_tenants(["default"], keys_of(""))
 
 
 def test_without_keys_everyone_is_the_default_tenant() -> None:

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burrstone.serving.config import ConfigError, LoraModule, ServeConfig
+from burrstone.batching.admission.registry import ADMISSION_NAMES
+from burrstone.serving.config import ConfigError, LoraModule, SchedulerConfig, ServeConfig
 from burrstone.serving.config_load import Option, load_config, options
 
 
@@ -60,6 +61,10 @@ def test_a_flag_opens_a_section_that_the_file_turned_off(tmp_path: Path) -> None
             "engine: {lora: {modules: [{name: a, paht: /a}]}}",
             "unknown key 'engine.lora.modules[0].paht'; did you mean 'engine.lora.modules[0].path'?",
         ),
+        (
+            "scheduler: {tenants: {anna: {wieght: 2}}}",
+            "unknown key 'scheduler.tenants.anna.wieght'; did you mean 'scheduler.tenants.anna.weight'?",
+        ),
     ],
 )
 def test_unknown_keys_get_the_nearest_name(tmp_path: Path, text: str, message: str) -> None:
@@ -93,6 +98,15 @@ def test_unknown_keys_of_callers_are_refused_too() -> None:
         ("served_names: ['a b']", "served_names.0", "pattern"),
         ("limits: {request_timeout_s: .inf}", "limits.request_timeout_s", "finite"),
         ("limits: {request_timeout_s: .nan}", "limits.request_timeout_s", "finite"),
+        ("scheduler: {policy: vtc > slow}", "scheduler", "no tier 'slow' (one of fcfs"),
+        ("scheduler: {admission: predict}", "scheduler.admission", "'predictive' or 'brownout', got 'predict'"),
+        ("scheduler: {admission: token-bucket}", "scheduler", "set both, or neither"),
+        ("scheduler: {default: {tokens_per_s: 5}}", "scheduler", "(admission is 'open')"),
+        ("scheduler: {admission: predictive}", "scheduler", "needs ttft_s"),
+        ("scheduler: {default: {burst_tokens: 5}}", "scheduler.default", "burst_tokens needs tokens_per_s"),
+        ("scheduler: {tenants: {anna: {weight: 0}}}", "scheduler.tenants.anna.weight", "greater than 0"),
+        ("scheduler: {max_running: 0}", "scheduler.max_running", "greater than or equal to 1"),
+        ("router: {policy: random}", "router.policy", "'round-robin', 'least-load', 'p2c', 'session' or 'min-ttft'"),
     ],
 )
 def test_wrong_values_name_the_key_and_the_rule(tmp_path: Path, text: str, key: str, rule: str) -> None:
@@ -194,6 +208,20 @@ def _of(annotation: Any, option: Option) -> st.SearchStrategy[Any]:
 _TIED = ("engine.speculative.", "scheduler.", "tls.")
 _FREE = {option.key: _values(option) for option in options() if not option.key.startswith(_TIED)}
 _OVERRIDES = st.fixed_dictionaries({}, optional=_FREE)
+
+
+def test_a_tenants_terms_are_its_own_or_the_default(tmp_path: Path) -> None:
+    text = "scheduler: {admission: token-bucket, tenants: {anna: {weight: 3, tokens_per_s: 9}}, default: {priority: 1}}"
+    config = from_yaml(tmp_path, text)
+    scheduler = ServeConfig.model_validate_json(config.model_dump_json()).scheduler
+    assert scheduler == config.scheduler
+    assert (scheduler.terms("anna").weight, scheduler.terms("anna").priority) == (3, 0)
+    assert (scheduler.terms("bob").weight, scheduler.terms("bob").priority) == (1, 1)
+    assert scheduler.priorities() == {0, 1}
+
+
+def test_every_admission_policy_can_be_configured() -> None:
+    assert typing.get_args(SchedulerConfig.model_fields["admission"].annotation) == ADMISSION_NAMES
 
 
 @given(_OVERRIDES)
