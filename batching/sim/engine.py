@@ -29,6 +29,7 @@ def add(world: World, e: int, row: int) -> None:
     request["seq"] = engine["next_seq"]
     engine["next_seq"] += 1
     queue.push_back(world, e, row)
+    pins.call_comes(world, e, row)
     on_arrival(engine["policy"], world.requests, row, world.tenants[e], engine["state"])
 
 
@@ -40,8 +41,10 @@ def cancel(world: World, e: int, row: int) -> None:
         engine["num_prefills"] -= int(prefilling(world.requests[row]))
         queue.drop_running(world, e, row)
         kv.release(world, e, row)
+        pins.call_moves(world, e, row, 0, -1)
     else:
         queue.drop_waiting(world, e, row)
+        pins.call_moves(world, e, row, -1, 0)
     world.jobs[row]["outcome"] = CANCELLED
     world.jobs[row]["ended_s"] = engine["now_s"]
     note(world, e, ENDED, row)
@@ -106,11 +109,13 @@ def schedule_around(world: World, e: int, budget: int, parked: int) -> int:
     """Schedule as if the last `parked` running rows were not there; they keep blocks and seats and stand behind then."""
     engine = world.engines[e]
     engine["num_running"] -= parked
+    engine["num_parked"] = parked
     aside = world.queues[e, engine["num_running"] : engine["num_running"] + parked].copy()
     left = schedule_all(world, e, budget, engine["max_num_seqs"] - parked)
     for place in range(parked):
         world.queues[e, engine["num_running"] + place] = aside[place]
     engine["num_running"] += parked
+    engine["num_parked"] = 0
     return left
 
 
@@ -158,6 +163,7 @@ def preempt(world: World, e: int, row: int) -> None:
     request["preemptions"] += 1
     engine["preemptions"] += 1
     note(world, e, PREEMPTED, row)
+    pins.call_moves(world, e, row, 1, -1)
     queue.push_front(world, e, row)
 
 
@@ -187,6 +193,7 @@ def schedule_waiting(world: World, e: int, budget: int, seats: int) -> int:
         engine["hit_tokens"] += cached
         engine["asked_tokens"] += num_tokens
         note(world, e, ADMITTED, row)
+        pins.call_moves(world, e, row, -1, 1)
         on_admit(engine["policy"], world.requests, row, cached, world.tenants[e], engine["state"])
         assign(world, e, row, tokens)
         budget -= tokens
@@ -197,43 +204,46 @@ def schedule_waiting(world: World, e: int, budget: int, seats: int) -> int:
 def find_room(world: World, e: int, row: int) -> int:
     """Make a waiting request hold its cached prefix if all of it fits; returns the prefix's blocks, else NOWHERE."""
     engine = world.engines[e]
-    found, missing = prospect(world, e, row)
+    program = world.requests[row]["program"]
+    own = pins.pin_of(world, e, program)
+    if own != NOWHERE:
+        pins.lend(world, e, own)
+    found, missing = prospect(world, e, row, own)
     if missing > 0 and engine["num_pins"] > 0:
         pins.make_room(world, e, row, missing)
-        found, missing = prospect(world, e, row)
+        own = pins.pin_of(world, e, program)
+        found, missing = prospect(world, e, row, own)
     if missing > 0:
+        if own != NOWHERE:
+            pins.take_back(world, e, own)
         return NOWHERE
-    own = pins.pin_of(world, e, world.requests[row]["program"])
     if engine["prefix_caching"] != 0:
         kv.take_prefix(world, e, row, found)
-    if own != NOWHERE:
-        pins.break_pin(world, e, own)
-    if engine["prefix_caching"] == 0:
+    else:
         engine["free_blocks"] -= found
         world.jobs[row]["blocks"] = found
+    if own != NOWHERE:
+        pins.forget(world, e, own)
     return found
 
 
 @lean_kernel
-def prospect(world: World, e: int, row: int) -> tuple[int, int]:
+def prospect(world: World, e: int, row: int, own: int) -> tuple[int, int]:
     """Blocks of cached prefix that a waiting request would find, and how many blocks are missing to hold all of it.
 
-    Its program's pin counts as free. Where blocks are only counted a call is taken to begin with the pinned text.
+    own: its program's pin, lent. Where blocks are only counted, a call is taken to begin with the pinned text.
     """
     engine = world.engines[e]
     request = world.requests[row]
     num_tokens = request["prompt_tokens"] + request["output_tokens"]
     need = kv.blocks_for(num_tokens, engine["block_size"])
-    own = pins.pin_of(world, e, request["program"])
-    if engine["prefix_caching"] == 0:
-        if own == NOWHERE:
-            return 0, need - engine["free_blocks"]
-        kept = world.pins[e, own]
-        found = min(kept["tokens"], num_tokens - 1) // engine["block_size"]
-        return found, need - kept["blocks"] - engine["free_blocks"]
-    found, idle = kv.find_prefix(world, e, row)
-    gained = pins.gain(world, e, own, found)
-    return found, need - found + idle - gained - engine["free_blocks"]
+    if engine["prefix_caching"] != 0:
+        found, idle = kv.find_prefix(world, e, row)
+        return found, need - found + idle - engine["free_blocks"]
+    found = 0
+    if own != NOWHERE:
+        found = min(world.pins[e, own]["tokens"], num_tokens - 1) // engine["block_size"]
+    return found, need - engine["free_blocks"]
 
 
 @lean_kernel
@@ -294,10 +304,7 @@ def finish(world: World, e: int) -> None:
             world.queues[e, stay] = row
             stay += 1
             continue
-        if engine["pins"] != 0 and request["program"] >= 0:
-            pins.pin(world, e, row, policy["ttl_s"])
-        else:
-            kv.release(world, e, row)
+        pins.call_ends(world, e, row)
         job["outcome"] = FINISHED
         job["ended_s"] = engine["now_s"]
         note(world, e, ENDED, row)

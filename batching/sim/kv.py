@@ -118,7 +118,8 @@ def release(world: World, e: int, row: int) -> None:
     if engine["prefix_caching"] == 0:
         engine["free_blocks"] += job["blocks"]
     elif job["slot"] != NOWHERE:
-        release_table(world, e, job["slot"], job["blocks"])
+        release_blocks(world, e, job["slot"], job["blocks"])
+        free_slot(world, e, job["slot"])
         job["slot"] = NOWHERE
     job["blocks"] = 0
     job["full_blocks"] = 0
@@ -134,8 +135,8 @@ def hold(world: World, e: int, block: int) -> None:
 
 
 @lean_kernel
-def release_table(world: World, e: int, slot: int, num_blocks: int) -> None:
-    """One less holds each of the slot's blocks; those that nobody holds are queued, tail first; the slot is free."""
+def release_blocks(world: World, e: int, slot: int, num_blocks: int) -> None:
+    """One less holds each of the slot's blocks; those that nobody holds are queued, tail first."""
     engine = world.engines[e]
     kv = world.kv
     head = blocks.head_of(kv)
@@ -150,5 +151,11 @@ def release_table(world: World, e: int, slot: int, num_blocks: int) -> None:
             else:
                 blocks.link_after(kv, e, block, front)
                 front = block
-    kv.free_slots[e, engine["num_free_slots"]] = slot
+
+
+@lean_kernel
+def free_slot(world: World, e: int, slot: int) -> None:
+    """Another request may have the slot's table."""
+    engine = world.engines[e]
+    world.kv.free_slots[e, engine["num_free_slots"]] = slot
     engine["num_free_slots"] += 1

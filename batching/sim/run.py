@@ -89,6 +89,7 @@ def world_of(spec: EngineSpec, workload: Workload) -> World:
         blocks_per_sequence=longest // spec.block_size + 1,
         block_hashes=None if prefixes is None else prefixes.hashes,
         hash_tokens=spec.block_size if prefixes is None else prefixes.block_tokens,
+        num_programs=len(np.unique(workload.program)),
     )
 
 

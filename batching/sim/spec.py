@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from burrstone.batching.core.requests import new_tenants
+from burrstone.batching.core.requests import NEVER_S, new_tenants
 from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL, StepModel
 from burrstone.batching.errors import UsageError
 from burrstone.batching.policies.spec import Knobs, PolicySpec
-from burrstone.batching.sim.world import PIN, Kv, World, new_engines, new_kv, new_rows
+from burrstone.batching.sim.world import PIN, PROGRAM, Kv, World, new_engines, new_kv, new_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,10 @@ def new_world(
     blocks_per_sequence: int = 1,
     block_hashes: np.ndarray | None = None,
     hash_tokens: int = 16,
+    num_programs: int = 0,
 ) -> World:
-    """Equal idle engines, which hold num_rows requests together and num_waiting waiting ones each.
+    """Equal idle engines, which hold num_rows requests together and num_waiting waiting ones each; requests name
+    programs below num_programs.
 
     blocks_per_sequence and block_hashes matter with prefix caching only.
     """
@@ -64,6 +66,8 @@ def new_world(
     num_pins = spec.max_pins if spec.pins_programs else 1
     tenants = np.tile(new_tenants(len(tenant_weight)), (num_engines, 1))
     tenants["weight"] = tenant_weight
+    programs = np.zeros(max(num_programs, 1), PROGRAM)
+    programs["last_end_s"] = NEVER_S
     return World(
         engines=_engines(spec, num_engines, hash_tokens),
         requests=requests,
@@ -71,6 +75,7 @@ def new_world(
         free_rows=free_rows,
         queues=np.zeros((num_engines, 4 * spec.max_num_seqs + 2 * num_waiting), np.int64),
         pins=np.zeros((num_engines, num_pins), PIN),
+        programs=programs,
         tenants=tenants,
         block_hashes=np.empty(0, np.uint64) if block_hashes is None else block_hashes,
         kv=_kv(spec, num_engines, num_pins, blocks_per_sequence),

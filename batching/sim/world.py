@@ -55,6 +55,7 @@ ENGINE = np.dtype(
         ("head", np.int64),  # where in its queues the first waiting row stands
         ("num_waiting", np.int64),
         ("num_running", np.int64),
+        ("num_parked", np.int64),  # running rows that the step in progress hides
         ("num_prefills", np.int64),  # running rows that are prefilling
         ("num_ended", np.int64),
         ("free_blocks", np.int64),
@@ -92,6 +93,15 @@ PIN = np.dtype(
 )
 
 
+# An agent program, as long as a policy keeps KV caches for its calls.
+PROGRAM = np.dtype(
+    [
+        ("waiting", np.int64),  # its calls in the engine
+        ("running", np.int64),
+        ("last_end_s", np.float64),  # when a call finished last; NEVER_S before
+    ]
+)
+
 # A KV block, for prefix caching. The free queue goes through before and after.
 BLOCK = np.dtype(
     [
@@ -128,6 +138,7 @@ class World(NamedTuple):
     # from head on.
     queues: np.ndarray
     pins: np.ndarray  # [engines, max_pins] of PIN
+    programs: np.ndarray  # [programs] of PROGRAM, of all engines: each has its calls on one
     tenants: np.ndarray  # [engines, tenants] of TENANT
     block_hashes: np.ndarray  # uint64, of the workload's requests, from jobs' hash_start on
     kv: Kv
