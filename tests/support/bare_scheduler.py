@@ -115,10 +115,14 @@ class BareEngine:
                 if one.finish_reason is not None:
                     self.finished.append(one.request_id)
 
-    def step(self) -> None:
-        self.decide()
+    def settle(self) -> None:
+        """End the oldest step if as many fly as may."""
         if len(self._flying) >= self._depth:
             self.end()
+
+    def step(self) -> None:
+        self.decide()
+        self.settle()
 
     def run(self, max_steps: int = 2000) -> int:
         """Until nothing is left; returns the number of steps. Raises when it does not end."""

@@ -20,6 +20,7 @@ import vllm as vllm_package
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.metrics.loggers import StatLoggerManager
 
 from burrstone.serving.api import chat, completions, embeddings, tokens
 from burrstone.serving.api.base import from_vllm_error
@@ -59,8 +60,19 @@ def test_every_symbol_has_a_contract() -> None:
 def test_engine_arguments_have_the_fields_we_set() -> None:
     names = {field.name for field in dataclasses.fields(vllm.AsyncEngineArgs)}
     assert names >= {"model", "served_model_name", "kv_cache_memory_bytes", "speculative_config", "max_logprobs"}
+    assert names >= {"scheduler_cls", "scheduling_policy"}
     assert callable(vllm.AsyncEngineArgs.create_engine_config)
     assert vllm.AsyncEngineArgs(model="owner/name").trust_remote_code is False
+
+
+@contract("StatLoggerBase", "AsyncLLM")
+def test_our_stat_logger_sees_statistics_before_vllms_own() -> None:
+    assert vllm.StatLoggerBase.__abstractmethods__ == {"__init__", "record", "log_engine_initialized"}
+    assert list(parameters(vllm.StatLoggerBase.record))[1:3] == ["scheduler_stats", "iteration_stats"]
+    assert "stat_loggers" in parameters(vllm.AsyncLLM.from_engine_args)
+    made = textwrap.dedent(inspect.getsource(StatLoggerManager.__init__))
+    assert made.index("extend(custom_stat_loggers)") < made.index("stat_logger_factories.append(default_logger_factory)")
+    assert made.index("for stat_logger_factory in") < made.index("PrometheusStatLogger(vllm_config")
 
 
 @contract("AsyncLLM")
