@@ -25,7 +25,7 @@ rules and of the time that a step takes. Nothing is served and no GPU is needed.
 
 _RUN_EXAMPLES = """\
 examples:
-  burrstone sim run                                         stock order against deadlines, on generated chat traffic
+  burrstone sim run                                         stock order against deadlines, chats beside batch work
   burrstone sim run --policy fcfs --policy 'vtc > slo' --workload flood --rate 8 --seeds 1,2,3
   burrstone sim run --rate 2,4,6,8 --report rates.html      how far does each policy go?
   burrstone sim run --workload trace:azure_llm_2023_conv.csv --rate 4 --ttft-s 1 --tpot-s 0.05
@@ -92,7 +92,7 @@ def _add_run(flags: Flags) -> None:
         "--rate",
         type=numbers("requests per second, or several: 2,4,8"),
         metavar="R[,R...]",
-        help="requests per second; with several, how attainment falls with the rate [the workload's own, or 4]",
+        help="requests per second; with several, how attainment falls with the rate [4, or the trace's own]",
     )
     _add_slo(flags)
     _add_engine(flags)
@@ -195,7 +195,7 @@ def _add_traffic(flags: Flags) -> None:
     traffic = flags.group("traffic")
     traffic.add(
         "--workload",
-        default="chat",
+        default="mix",
         metavar="NAME|trace:PATH",
         help="generated traffic, NAME[:key=value,...], or a recorded one [%(default)s]; `list` tells the names",
     )
@@ -208,9 +208,9 @@ def _add_traffic(flags: Flags) -> None:
 
 
 def _add_slo(flags: Flags) -> None:
-    slo = flags.group("SLOs, for requests whose workload names none")
-    slo.add("--ttft-s", "--ttft", type=positive("seconds"), metavar="S", help="first token after at most [2]")
-    slo.add("--tpot-s", "--tpot", type=positive("seconds"), metavar="S", help="later ones, on average [0.1]")
+    slo = flags.group("SLOs, of the requests that have one, or of all where none has")
+    slo.add("--ttft-s", "--ttft", type=positive("seconds"), metavar="S", help="first token after at most [1]")
+    slo.add("--tpot-s", "--tpot", type=positive("seconds"), metavar="S", help="later ones, on average [0.05]")
     slo.add("--e2e-s", "--e2e", type=positive("seconds"), metavar="S", help="the last one [never]")
     slo.add("--attainment", type=fraction("share of requests"), default=0.95, metavar="A", help="goal [%(default)s]")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -31,35 +32,35 @@ class ProgressBar:
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task("", total=1.0)
         self._started_s = self._printed_s = time.monotonic()
-        self._shown = False
+        self._text = ""
+        # Compiling takes a while without anybody calling `at`, so the clock shows the bar.
+        self._timer = threading.Timer(_SHOWN_AFTER_S, self._show)
+        self._timer.daemon = True
 
     def __enter__(self) -> Self:
+        self._timer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.hide()
+        self._timer.cancel()
+        self._bar.stop()
 
     def at(self, share: float, text: str) -> None:
         """So much of the whole is done, 0 to 1, and this comes now."""
-        now_s = time.monotonic()
+        self._text = text
         self._bar.update(self._task, completed=min(share, 1.0), description=text)
-        if now_s - self._started_s < _SHOWN_AFTER_S:
-            return
-        if self._bar.console.is_terminal:
-            if not self._shown:
-                self._bar.start()
-                self._shown = True
-        elif now_s - self._printed_s >= _QUIET_LINE_EVERY_S:
-            print(f"[{now_s - self._started_s:5.0f} s] {100 * share:3.0f} % {text}", file=sys.stderr, flush=True)
+        now_s = time.monotonic()
+        if not self._bar.console.is_terminal and now_s - self._printed_s >= _QUIET_LINE_EVERY_S:
+            print(f"[{now_s - self._started_s:3.0f} s] {100 * share:3.0f} % {text}", file=sys.stderr, flush=True)
             self._printed_s = now_s
 
-    def hide(self) -> None:
-        """Take the bar off the terminal, before something is printed; the next `at` brings it back."""
-        if self._shown:
-            self._bar.stop()
-            self._shown = False
+    def _show(self) -> None:
+        if self._bar.console.is_terminal:
+            self._bar.start()
+        else:
+            print(self._text, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -69,14 +70,16 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> None:
     """The first `words` columns are no numbers. Nothing is cut: a narrow terminal wraps headings."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for index, name in enumerate(head):
         table.add_column(name, justify="left" if index < words else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console(highlight=False)
     # A file or a pipe has no width; lines that are broken there are of no use to anybody.
-    console.print(table, width=None if console.is_terminal else 200)
+    if title:
+        print(title)
+    width = None if sys.stdout.isatty() else 200
+    Console(highlight=False, width=width).print(table)
 
 
 def _plain(value: Any) -> Any:

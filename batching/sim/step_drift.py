@@ -22,6 +22,8 @@ class DriftDetector:
         self._sigma = max(calibration.sigma, 1e-3)
         self._centre = float(np.median(calibration.ratios))
         self._slack = max(0.5, min_change / (2 * self._sigma))
+        # Above the slack whatever sigma is: on a very even engine even a clipped step must count.
+        self._most = self._slack + 3.5
         self._threshold = threshold_sigmas
         self.slower = self.faster = 0.0
 
@@ -30,7 +32,8 @@ class DriftDetector:
         modelled_s = step_seconds(
             self._coefficients, load.prefill_tokens, load.decode_seqs, load.kv_tokens, load.attention_pairs
         )
-        sigmas = float(np.clip((elapsed_s / max(modelled_s, 1e-9) - self._centre) / self._sigma, -4.0, 4.0))
+        off = (elapsed_s / max(modelled_s, 1e-9) - self._centre) / self._sigma
+        sigmas = float(np.clip(off, -self._most, self._most))
         self.slower = max(0.0, self.slower + sigmas - self._slack)
         self.faster = max(0.0, self.faster - sigmas - self._slack)
         if max(self.slower, self.faster) < self._threshold:

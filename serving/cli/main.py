@@ -1,6 +1,7 @@
 """The `burrstone` command."""
 
 import argparse
+import shlex
 import sys
 from importlib.metadata import entry_points, version
 
@@ -31,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad configuration or usage."""
-    arguments, unknown = build_parser().parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments, unknown = build_parser().parse_known_args(given)
+    arguments.command_line = shlex.join(["burrstone", *given])
     try:
         if unknown:
             # A command that is no server's tells which flags it has.

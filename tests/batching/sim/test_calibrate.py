@@ -106,6 +106,14 @@ def test_drift_fires_on_a_planted_change_and_not_on_noise() -> None:
         assert not any(fired[:3]), "single steps prove nothing"
 
 
+def test_drift_fires_on_an_engine_whose_steps_do_not_scatter() -> None:
+    even = fit(steps(PLANTED, scatter=0.0), rounds=10)
+    detector = DriftDetector(even)
+    same = loads(steps(PLANTED, 400, seed=6, scatter=0.0))
+    assert not any(detector.observe(load, elapsed_s) for load, elapsed_s in same)
+    assert any(detector.observe(load, 1.1 * elapsed_s) for load, elapsed_s in same)
+
+
 def test_noise_is_replayed_in_recorded_stretches() -> None:
     ratios = np.arange(1000, dtype=np.float64)
     played = [noise_ratio(ratios, np.uint64(3), step) for step in range(640)]
