@@ -1,12 +1,10 @@
 """What `sim run` and `sim fleet` read alike: engines, traffic, SLOs, and where the report goes."""
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL
 from burrstone.batching.errors import UsageError
@@ -41,14 +39,10 @@ def policy_of(name: str) -> PolicySpec:
 
 
 def _knobs(given: Sequence[tuple[str, float]]) -> Knobs:
-    defaults = Knobs()
-    kinds: dict[str, Any] = {field.name: type(getattr(defaults, field.name)) for field in fields(defaults)}
-    for name, _ in given:
-        if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"--knob {name}: no such knob (one of {', '.join(kinds)}){hint}")
-    return replace(defaults, **{name: kinds[name](value) for name, value in given})
+    try:
+        return Knobs.from_dict(dict(given))
+    except UsageError as error:
+        raise UsageError(f"--knob: {error}") from error
 
 
 def slo_text(arguments: argparse.Namespace) -> str:
