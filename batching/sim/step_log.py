@@ -65,12 +65,14 @@ class Arrived:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """A request has ended, by its last token or by being cancelled; block_hashes are those of the full blocks that
-    followed the ones told at arrival."""
+    followed the ones told at arrival. during_step: it was cancelled while a step ran, so its blocks were freed before
+    those of the requests that finished with the step."""
 
     seq: int
     cancelled: bool
     output_tokens: int
     block_hashes: tuple[int, ...] = ()
+    during_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)

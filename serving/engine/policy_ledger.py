@@ -144,8 +144,8 @@ class PolicyLedger:
         ]
         self.policy.served_rows(rows, counts, now_s)
 
-    def ended(self, request: Any, *, cancelled: bool) -> None:
-        """It has left the engine."""
+    def ended(self, request: Any, *, cancelled: bool, during_step: bool = False) -> None:
+        """It has left the engine; during_step: it was cancelled while a step ran."""
         entry = self._entries.pop(request.request_id)
         del self._requests[entry.row]
         program = entry.program
@@ -155,7 +155,8 @@ class PolicyLedger:
         record = self.policy.requests[entry.row]
         if self._logged:
             hashes = request.block_hashes[entry.num_hashes :]
-            self.events.append(Ended(int(record["seq"]), cancelled, int(record["output_tokens"]), _low_bits(hashes)))
+            num_tokens = int(record["output_tokens"])
+            self.events.append(Ended(int(record["seq"]), cancelled, num_tokens, _low_bits(hashes), during_step))
         self._tenants.leave(int(record["tenant"]))
         self.policy.remove(entry.row)
 

@@ -275,7 +275,7 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         for request in self._finished:
             self.ledger.ended(request, cancelled=request.status in _CANCELLED)
         for request in self._cancelled:
-            self.ledger.ended(request, cancelled=True)
+            self.ledger.ended(request, cancelled=True, during_step=True)
         for passing in (self._served, self._finished, self._cancelled):
             passing.clear()
         counters = self.counters
