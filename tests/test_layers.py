@@ -48,6 +48,8 @@ VLLM_IMPORTERS = {
     },
     # The public version; and bare vLLM's server, started as a command.
     "burrstone.bench.overhead": {"vllm"},
+    # Its public offline API.
+    "burrstone.bench.live_engine": {"vllm"},
     "burrstone.bench.contenders": {"vllm.entrypoints.launchers.api_server.entry"},
 }
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
