@@ -53,7 +53,7 @@ def choose(
     elif kind != ROUND_ROBIN:
         candidates = candidate_engines(policy, views, first, hashes, number)
         decision["engine"], decision["agreeing"] = _best(
-            policy, memory, views, candidates, prompt_tokens, hashes, block_tokens, now_s, model, step_tokens
+            policy, memory, views, candidates, first, prompt_tokens, hashes, block_tokens, now_s, model, step_tokens
         )
     _predict(policy, memory, views, prompt_tokens, hashes, block_tokens, now_s, model, step_tokens, decision)
     return decision["engine"]
@@ -131,6 +131,7 @@ def _best(
     memory: RouterMemory,
     views: np.ndarray,
     candidates: np.ndarray,
+    turn: int,
     prompt_tokens: int,
     hashes: np.ndarray,
     block_tokens: int,
@@ -140,7 +141,7 @@ def _best(
 ) -> tuple[int, int]:
     """Returns (engine, arms that agree): by least-load, or by the arm of min-ttft whose turn it is."""
     trust = hit_trust(memory.gain) if policy["watch"] != 0 else 1.0
-    picks = np.full(NUM_ARMS, candidates[0], np.int64)
+    picks = np.full(NUM_ARMS, turn, np.int64)
     scores = np.full(NUM_ARMS, np.inf)
     ttfts = np.zeros(NUM_ARMS)
     for engine in candidates:

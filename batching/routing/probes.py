@@ -47,8 +47,8 @@ def session_engine(seed: np.uint64, session: int, views: np.ndarray) -> int:
 def candidate_engines(
     policy: np.void, views: np.ndarray, first: int, hashes: np.ndarray, number: np.uint64
 ) -> np.ndarray:
-    """Engines to look at, `first` among them: all that live; in a large fleet those that the prompt's prefixes of
-    1, 2, 4, ... blocks hash to, where its earlier turns went, and for one half engines by chance."""
+    """Engines to look at, those first that win among equals: all that live, from `first` on; in a large fleet those
+    that the prompt's prefixes of 1, 2, 4, ... blocks hash to, where its earlier turns went, some by chance, and `first`."""
     size, probes = views.shape[0], policy["max_probes"]
     if size <= probes or policy["policy"] == LEAST_LOAD:
         every = np.empty(size, np.int64)
@@ -60,14 +60,14 @@ def candidate_engines(
                 count += 1
         return every[:count]
     chosen = np.empty(probes, np.int64)
-    chosen[0] = first
     depths = 0
     while (1 << depths) <= hashes.shape[0]:
         depths += 1
-    for place in range(1, probes):
+    for place in range(probes):
         draw = mix(policy["seed"] ^ mix(number * np.uint64(probes) + np.uint64(place)))
-        if depths > 0 and place <= probes // 2:
+        if depths > 0 and place < probes - probes // 4:
             key = hashes[(1 << (depths - 1 - place % depths)) - 1]
             draw = mix(policy["seed"] ^ mix(key + np.uint64(place // depths)))
         chosen[place] = live_from(views, int(np.int64(draw % np.uint64(size))))
+    chosen[probes - 1] = first
     return chosen

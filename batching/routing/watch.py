@@ -28,7 +28,7 @@ COUNTERS = np.dtype(
         ("lead_changes", np.int64),
     ]
 )
-_HORIZON = 256.0
+_HORIZON = 128.0
 _DECAY = 1.0 - 1.0 / _HORIZON
 
 
@@ -93,5 +93,7 @@ def _elect(policy: np.void, counters: np.ndarray, arms: np.ndarray) -> None:
     if best != lead:
         counters[0]["lead"] = best
         counters[0]["lead_changes"] += 1
+        # Under another lead the engines are in another state: old samples tell nothing.
         for arm in range(NUM_ARMS):
             arms[arm]["samples"] = 0
+            arms[arm]["observed_s"] = arms[arm]["predicted_s"] = 0.0
