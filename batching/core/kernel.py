@@ -20,10 +20,12 @@ CACHE_ENV = "BURRSTONE_KERNEL_CACHE"
 
 def _cache_folder() -> Path | None:
     # Numba looks only at a function's own file to see whether its machine code is stale, not at what the function
-    # calls. So the folder is named after all sources of the room; None where nothing can be written.
+    # calls. So the folder is named after all sources with kernels or what they read; None where it cannot be written.
     digest = hashlib.sha256()
     for path in sorted(_ROOM.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+        source = path.read_bytes()
+        if b"kernel\n" in source or b"np.dtype(" in source or path.parent.name == "core":
+            digest.update(path.name.encode() + source)
     root = Path(os.environ.get(CACHE_ENV) or Path.home() / ".cache" / "burrstone")
     folder = root / "batching" / digest.hexdigest()[:16]
     try:

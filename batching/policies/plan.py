@@ -224,7 +224,7 @@ def num_parked(
         ahead_s += prefill_left_s(running, chunk, model)
         if slo_key(running, limit, policy["work_weight"], patience_s, now_s, model) > key:
             parked += 1
-    return parked if now_s + ahead_s > due_s(request, patience_s) else 0
+    return parked if now_s + ahead_s > due_s(request, patience_s, model) else 0
 
 
 @kernel
@@ -339,5 +339,5 @@ def on_finish(policy: np.void, requests: np.ndarray, row: int, tenants: np.ndarr
     """The request has ended: finished or cancelled."""
     request = requests[row]
     tenants[request["tenant"]]["active"] -= 1
-    if has_tier(policy, SJF_RANK) and request["output_tokens"] > 0:
+    if (has_tier(policy, SJF_RANK) or has_tier(policy, SLO)) and request["output_tokens"] > 0:
         observe_length(tenants[request["tenant"]], float(request["output_tokens"]))

@@ -17,7 +17,8 @@ class AgentLoad:
     """Programs of about `turns` calls. A call's prompt is the last one's prompt and answer, and what the tool gave."""
 
     programs_per_s: float
-    turns: float = 10.0  # on average; geometric, at least 1
+    turns: float = 10.0  # on average
+    turns_spread: float | None = None  # even within this share of `turns` either way; None: geometric, at least 1
     system_tokens: int = 1024  # the start that all programs share
     task_tokens: Lengths = _TASK
     tool_tokens: Lengths = _TOOL
@@ -31,7 +32,7 @@ def agent_programs(load: AgentLoad, duration_s: float, seed: int) -> Workload:
     """Programs that begin in [0, duration_s). Each call after the first comes a pause after the one before it."""
     rng = np.random.default_rng(seed)
     begins_s = poisson_arrivals(rng, load.programs_per_s, duration_s)
-    turns = rng.geometric(1.0 / load.turns, len(begins_s))
+    turns = _turns(rng, load, len(begins_s))
     size = int(turns.sum())
     program = np.repeat(np.arange(len(turns)), turns)
     first = np.repeat(np.cumsum(turns) - turns, turns)
@@ -59,6 +60,13 @@ def agent_programs(load: AgentLoad, duration_s: float, seed: int) -> Workload:
         think_s=think_s[order],
         prefixes=_append_only(program[order], (inputs + outputs)[order], load, seed),
     )
+
+
+def _turns(rng: np.random.Generator, load: AgentLoad, size: int) -> np.ndarray:
+    if load.turns_spread is None:
+        return rng.geometric(1.0 / load.turns, size)
+    reach = round(load.turns * load.turns_spread)
+    return rng.integers(round(load.turns) - reach, round(load.turns) + reach, size, endpoint=True)
 
 
 def _append_only(program: np.ndarray, tokens: np.ndarray, load: AgentLoad, seed: int) -> Prefixes:
