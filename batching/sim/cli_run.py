@@ -116,11 +116,16 @@ def _print_rate(cells: Sequence[Cell]) -> None:
         ("TTFT p50 p90 p99", lambda c: " ".join(map(seconds, c.pooled.ttft_s))),
         ("TPOT p50 p90 p99", lambda c: " ".join(map(seconds, c.pooled.tpot_s))),
         ("E2E  p50 p90 p99", lambda c: " ".join(map(seconds, c.pooled.e2e_s))),
+        ("program mean p50 p99", lambda c: " ".join(map(seconds, c.programs_s))),
         ("Jain's index", lambda c: f"{c.jain:.3f}"),
         ("preempted per 1000", lambda c: number(c.preemptions)),
         ("prefix cache hits", lambda c: f"{100 * c.hit_rate:.1f} %"),
     ]
+    if np.isnan(found[0].programs_s[0]):
+        lines = [line for line in lines if not line[0].startswith("program")]
     seeds = [str(t.seed) for t in cells[0].trials]
+    if len(found) > 1 and len(seeds) > 2:
+        lines.insert(1, (f"  over {found[0].name}", lambda c: _gain(found[0], c)))
     spread = ", \u00b1 is the 95 % interval" if len(seeds) > 2 else ""
     asked = f"{number(cells[0].rate)} requests/s, {found[0].pooled.requests:,} requests, seeds {','.join(seeds)}"
     print_table(
@@ -148,6 +153,14 @@ def _attainment(found: Contender) -> str:
     return _with_interval([100 * s.attainment for s in found.seeds], 1) + " %"
 
 
+def _gain(first: Contender, other: Contender) -> str:
+    """The seeds are the same traffic for both, so what differs is differences, seed by seed."""
+    if other is first:
+        return ""
+    pairs = zip(other.seeds, first.seeds, strict=True)
+    return _with_interval([100 * (a.attainment - b.attainment) for a, b in pairs], 1) + " %"
+
+
 def _with_interval(values: Sequence[float], digits: int) -> str:
     mean, half = interval(np.array(values))
     return f"{mean:.{digits}f}" if np.isnan(half) else f"{mean:.{digits}f} \u00b1 {half:.{digits}f}"
@@ -168,6 +181,7 @@ def _as_json(cell: Cell) -> dict[str, Any]:
         "tenants": [
             {"name": t.name, "weight": t.weight, "service": t.service, **asdict(t.summary)} for t in found.tenants
         ],
+        "program_mean_p50_p99_s": found.programs_s,
         "jain": found.jain,
         "preemptions_per_1000": found.preemptions,
         "hit_rate": found.hit_rate,

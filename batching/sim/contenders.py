@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from burrstone.batching.sim.measures import Latencies, Summary, fairness, latencies, summarise, tokens_served
+from burrstone.batching.sim.measures import (
+    Latencies,
+    Summary,
+    fairness,
+    latencies,
+    program_seconds,
+    quantiles,
+    summarise,
+    tokens_served,
+)
 from burrstone.batching.sim.report import Contender, TenantFigures, Timeline
 from burrstone.batching.sim.run import Result
 from burrstone.batching.sim.workload_types import Floats, Workload
@@ -22,13 +31,15 @@ class Trial:
     result: Result
     found: Latencies
     summary: Summary
+    programs_s: Floats  # how long each agent program took
 
 
 def trial(seed: int, workload: Workload, result: Result, duration_s: float) -> Trial:
     """The figures of a run whose requests came within duration_s."""
     arrival_s = np.where(result.arrival_s >= 0, result.arrival_s, workload.arrival_s)
     found = latencies(workload, arrival_s, result.first_token_s, result.ended_s, result.finished)
-    return Trial(seed, workload, result, found, summarise(workload, found, duration_s))
+    programs_s = program_seconds(workload, arrival_s, found)
+    return Trial(seed, workload, result, found, summarise(workload, found, duration_s), programs_s)
 
 
 def contender(
@@ -56,6 +67,7 @@ def contender(
         seeds=tuple(t.summary for t in trials),
         pooled=summarise(whole, pooled, length_s),
         latencies=pooled,
+        programs_s=_mean_and_tail(np.concatenate([t.programs_s for t in trials])),
         jain=float(np.mean([index for index, _ in shares])),
         tenants=tenants,
         preemptions=1000 * sum(t.result.num_preemptions for t in trials) / max(requests, 1),
@@ -122,6 +134,11 @@ def _service(t: Trial) -> tuple[float, Floats]:
     served = tokens_served(t.workload, t.found, np.where(came, arrival_s, 0.0), until_s)
     asked = (t.workload.input_tokens + t.workload.output_tokens).astype(np.float64) * came
     return fairness(served, asked, t.workload.tenant, t.workload.tenant_weight)
+
+
+def _mean_and_tail(programs_s: Floats) -> tuple[float, float, float]:
+    p50, _, p99 = quantiles(programs_s)
+    return (float(programs_s.mean()) if len(programs_s) else np.nan, p50, p99)
 
 
 def _joined(workloads: Sequence[Workload]) -> Workload:

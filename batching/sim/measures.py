@@ -71,6 +71,16 @@ def summarise(workload: Workload, found: Latencies, duration_s: float, rows: Mas
     )
 
 
+def program_seconds(workload: Workload, arrival_s: Floats, found: Latencies) -> Floats:
+    """How long each agent program took, from its first call to its last token; infinite where a call never finished."""
+    rows = np.flatnonzero(workload.program >= 0)
+    programs, place = np.unique(workload.program[rows], return_inverse=True)
+    begins_s, ends_s = np.full(len(programs), np.inf), np.full(len(programs), -np.inf)
+    np.minimum.at(begins_s, place, arrival_s[rows])
+    np.maximum.at(ends_s, place, arrival_s[rows] + found.e2e_s[rows])
+    return ends_s - begins_s
+
+
 def quantiles(values: Floats) -> tuple[float, ...]:
     """QUANTILES of these, by the nearest value above; NaN are left out, and all are NaN where nothing is left."""
     known = np.sort(values[~np.isnan(values)])

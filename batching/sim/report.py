@@ -39,6 +39,7 @@ class Contender:
     seeds: tuple[Summary, ...]
     pooled: Summary
     latencies: Latencies
+    programs_s: tuple[float, float, float]  # mean, p50 and p99 of what agent programs took, NaN where there are none
     jain: float
     tenants: tuple[TenantFigures, ...]
     preemptions: float  # a thousand requests
@@ -66,6 +67,8 @@ def summary_section(contenders: Sequence[Contender]) -> Section:
     """The figures of each policy in one table."""
     head = ["policy", "attainment", "good req/s", "tokens/s"]
     head += [f"{what} {q}, s" for what in ("TTFT", "TPOT", "E2E") for q in ("p50", "p99")]
+    programs = not np.isnan(contenders[0].programs_s[0])
+    head += ["program mean, s", "program p99, s"] if programs else []
     head += ["Jain", "preempted / 1000", "cache hits"]
     rows = [
         [
@@ -74,6 +77,7 @@ def summary_section(contenders: Sequence[Contender]) -> Section:
             number(c.pooled.goodput_per_s),
             number(c.pooled.output_tokens_per_s),
             *(seconds(q[i]) for q in (c.pooled.ttft_s, c.pooled.tpot_s, c.pooled.e2e_s) for i in (0, 2)),
+            *(seconds(c.programs_s[i]) for i in (0, 2) if programs),
             f"{c.jain:.3f}",
             number(c.preemptions),
             f"{100 * c.hit_rate:.1f} %",

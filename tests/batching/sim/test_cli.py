@@ -96,7 +96,10 @@ def test_a_trace_is_played_at_the_rate_that_is_asked_for(tmp_path: Path, capsys:
         (["run", "--policy", "vtx"], "did you mean 'vtc'?"),
         (["run", "--polcy", "slo"], "unknown argument --polcy; did you mean --policy?"),
         (["run", "--knob", "agin_s=2"], "--knob: scheduler knob 'agin_s' does not exist"),
-        (["run", "--knob", "relegated_every=0"], "--knob: scheduler knobs relegated_every and min_chunk_tokens must be >= 1"),
+        (
+            ["run", "--knob", "relegated_every=0"],
+            "--knob: scheduler knobs relegated_every and min_chunk_tokens must be >= 1",
+        ),
         (["run", "--workload", "flod"], "--workload flod: one of chat, mix"),
         (["run", "--workload", "flood:victm=1"], "flood has no parameter 'victm'; it has victim"),
         (["run", "--workload", "chat:cv=much"], "--workload chat:cv=much: cv must be a number, got 'much'"),

@@ -14,6 +14,7 @@ from burrstone.batching.sim.measures import (
     interval,
     jain,
     latencies,
+    program_seconds,
     quantiles,
     summarise,
     tokens_served,
@@ -60,6 +61,14 @@ def test_attainment_counts_everybody_who_was_offered() -> None:
     assert summary.ttft_s == (0.5, math.inf, math.inf)
     only_last = summarise(asked, found, 10.0, np.array([False, False, False, True]))
     assert (only_last.requests, only_last.attainment) == (1, 0.0)
+
+
+def test_a_program_takes_from_its_first_call_to_its_last_token() -> None:
+    asked = workload(floats(0, 0, 1, 2), [2, 2, 2, 2], program=np.array([0, -1, 0, 5]))
+    arrival_s = floats(0, 0, 6, 2)
+    finished = np.array([True, True, True, False])
+    found = latencies(asked, arrival_s, floats(1, 1, 7, -1), floats(5, 9, 10, -1), finished)
+    assert program_seconds(asked, arrival_s, found).tolist() == [10, math.inf]
 
 
 def test_quantiles_are_values_that_occurred() -> None:

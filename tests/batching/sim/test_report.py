@@ -47,7 +47,7 @@ def contender(name: str) -> Contender:
         for n in (0, 1)
     )
     timeline = Timeline(floats(0, 5, 10), floats(0, 3, 0), floats(1, 8, 0), floats(0, 0.7, 0.1))
-    return Contender(name, (summary,), summary, found, 0.98, tenants, 2.0, 0.25, timeline)
+    return Contender(name, (summary,), summary, found, (np.nan, np.nan, np.nan), 0.98, tenants, 2.0, 0.25, timeline)
 
 
 def report(*names: str) -> str:
