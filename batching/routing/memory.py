@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from burrstone.batching.core.kernel import kernel
 from burrstone.batching.routing.dispatches import Dispatches, new_dispatches
 from burrstone.batching.routing.gain import new_gain
 from burrstone.batching.routing.prefix_index import PrefixIndex, new_prefix_index
@@ -49,6 +50,40 @@ def new_memory(num_engines: int, *, index_blocks: int = 1, first_turn: int = 0, 
         gain=new_gain(),
         prefixes=new_prefix_index(num_engines, index_blocks),
         sent=new_dispatches(num_engines, ring),
+    )
+
+
+def stacked(memories: list[RouterMemory]) -> RouterMemory:
+    """Routers side by side: each array [routers, ...], for `memory_of` to take apart."""
+    return RouterMemory(
+        counters=np.stack([memory.counters for memory in memories]),
+        arms=np.stack([memory.arms for memory in memories]),
+        gain=np.stack([memory.gain for memory in memories]),
+        prefixes=PrefixIndex(*map(np.stack, zip(*(memory.prefixes for memory in memories), strict=True))),
+        sent=Dispatches(*map(np.stack, zip(*(memory.sent for memory in memories), strict=True))),
+    )
+
+
+@kernel
+def memory_of(routers: RouterMemory, router: int) -> RouterMemory:
+    """The memory of one of the stacked routers; it shares their arrays."""
+    index, sent = routers.prefixes, routers.sent
+    return RouterMemory(
+        routers.counters[router],
+        routers.arms[router],
+        routers.gain[router],
+        PrefixIndex(
+            index.keys[router], index.newer[router], index.older[router], index.slots[router], index.ends[router]
+        ),
+        Dispatches(
+            sent.time_s[router],
+            sent.tokens[router],
+            sent.pairs[router],
+            sent.first[router],
+            sent.after[router],
+            sent.unseen_tokens[router],
+            sent.unseen_pairs[router],
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from burrstone.batching.core.kernel import kernel
 from burrstone.batching.core.rng import mix
 from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL, StepModel, prefill_seconds
 from burrstone.batching.routing.choose import cached_tokens_at, choose, on_dispatch, on_first_token
-from burrstone.batching.routing.memory import DECISION, NO_SESSION, RouterMemory, new_memory
+from burrstone.batching.routing.memory import DECISION, NO_SESSION, RouterMemory, memory_of, new_memory, stacked
 from burrstone.batching.routing.predict import attention_pairs
 from burrstone.batching.routing.prefix_index import PrefixIndex, new_prefix_index, use_blocks
 from burrstone.batching.routing.spec import RouterSpec
@@ -93,9 +93,9 @@ def run_prefill(
     return PrefillRun(routes, int(hash_))
 
 
-def _new_routers(cluster: PrefillCluster, blocks: int) -> tuple[RouterMemory, ...]:
+def _new_routers(cluster: PrefillCluster, blocks: int) -> RouterMemory:
     starts = [number * cluster.num_engines // cluster.num_routers for number in range(cluster.num_routers)]
-    return tuple(new_memory(cluster.num_engines, index_blocks=blocks, first_turn=start) for start in starts)
+    return stacked([new_memory(cluster.num_engines, index_blocks=blocks, first_turn=start) for start in starts])
 
 
 def _aged_views(cluster: PrefillCluster) -> np.ndarray:
@@ -201,7 +201,7 @@ def _look(queues: _Queues, views: np.ndarray, arrival_s: np.ndarray, seen_s: flo
 @kernel
 def _run(
     policy: np.void,
-    routers: tuple[RouterMemory, ...],
+    routers: RouterMemory,
     caches: PrefixIndex,
     queues: _Queues,
     views: np.ndarray,
@@ -228,7 +228,7 @@ def _run(
         blocks = blocks[: min(blocks.shape[0], prompt // block_tokens)]
         _answer(policy, routers, queues, decisions, routes, now_s)
         _look(queues, views, arrival_s, now_s - delay_s)
-        memory = routers[_router_of(request, len(routers))]
+        memory = memory_of(routers, _router_of(request, routers.counters.shape[0]))
         decision, route = decisions[request], routes[request]
         engine = choose(
             policy, memory, views, prompt, NO_SESSION, blocks, block_tokens, now_s, model, step_tokens, decision
@@ -261,7 +261,7 @@ def _router_of(request: int, num_routers: int) -> int:
 @kernel
 def _answer(
     policy: np.void,
-    routers: tuple[RouterMemory, ...],
+    routers: RouterMemory,
     queues: _Queues,
     decisions: np.ndarray,
     routes: np.ndarray,
@@ -271,7 +271,8 @@ def _answer(
     for engine in range(queues.unanswered.shape[0]):
         request = queues.unanswered[engine]
         while request != _NONE and queues.finish_s[request] <= now_s:
-            memory, route = routers[_router_of(request, len(routers))], routes[request]
+            memory = memory_of(routers, _router_of(request, routers.counters.shape[0]))
+            route = routes[request]
             on_first_token(policy, memory, decisions[request], route["ttft_s"], route["cached_tokens"])
             request = queues.behind[request]
         queues.unanswered[engine] = request

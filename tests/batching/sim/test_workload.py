@@ -169,7 +169,7 @@ def test_merged_parts_keep_their_programs_tenants_and_prefixes_apart() -> None:
 
 def test_what_cannot_be_merged_is_refused() -> None:
     other = Workload(
-        np.zeros(1), np.ones(1), np.ones(1), prefixes=Prefixes(np.zeros(2, int), np.empty(0, np.uint64), 8)
+        np.zeros(1), np.ones(1, int), np.ones(1, int), prefixes=Prefixes(np.zeros(2, int), np.empty(0, np.uint64), 8)
     )
     with pytest.raises(UsageError, match="blocks of one size"):
         merge([tiny([0.0], [1]), other])
