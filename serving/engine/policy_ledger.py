@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from burrstone.serving.engine.program_book import Program, ProgramBook, TenantBo
 # Where a request's metadata travels: Request.sampling_params.extra_args[METADATA_KEY].
 METADATA_KEY = "burrstone"
 _LOW_64_BITS = 8
+# Each request carries its row: a queue of hundreds is turned into rows at every step.
+_ROW = attrgetter("burrstone_row")
 # A request that says it is older than this had its clock set; it counts as new.
 _MAX_AGE_S = 3600.0
 
@@ -73,13 +76,13 @@ class PolicyLedger:
         entry = Entry(row, request, program, len(request.block_hashes))
         self._entries[request.request_id] = entry
         self._requests[row] = request
+        request.burrstone_row = row
         if self._logged:
             self.events.append(_arrived(arrival, seq, arrival_s, request.block_hashes))
 
     def rows(self, requests: Iterable[Any]) -> list[int]:
         """Their rows, in the same order."""
-        entries = self._entries
-        return [entries[request.request_id].row for request in requests]
+        return list(map(_ROW, requests))
 
     def requests(self, rows: Iterable[int]) -> list[Any]:
         """Their requests, in the same order."""
@@ -132,15 +135,19 @@ class PolicyLedger:
         self.policy.preempted(entry.row)
         self.policy.requests[entry.row]["output_tokens"] = request.num_output_tokens
 
-    def served(self, served: Sequence[tuple[Any, int]], now_s: float) -> None:
-        """A step, ending now, gave these requests so many tokens each."""
+    def served(self, served: Sequence[tuple[Any, int]], now_s: float, cancelled: Sequence[Any] = ()) -> None:
+        """A step, ending now, gave these requests so many tokens each; vLLM has not counted those of the cancelled."""
         if not served:
             return
-        rows = np.array([self.entry(request).row for request, _ in served], dtype=np.int64)
+        rows = np.array([request.burrstone_row for request, _ in served], dtype=np.int64)
         counts = np.array([num_tokens for _, num_tokens in served], dtype=np.int64)
         table = self.policy.requests
+        uncounted = {request.request_id for request in cancelled}
         table["output_tokens"][rows] = [
-            max(request.num_output_tokens - num_tokens, 0) for request, num_tokens in served
+            request.num_output_tokens
+            if request.request_id in uncounted
+            else max(request.num_output_tokens - num_tokens, 0)
+            for request, num_tokens in served
         ]
         self.policy.served_rows(rows, counts, now_s)
 

@@ -4,43 +4,26 @@ rest. Whatever goes wrong in here, vLLM goes on scheduling in its own order.
 vLLM's scheduler is not a public interface: what is relied on is held by contract tests.
 """
 
-import logging
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from burrstone.batching.policies.engine_policy import EnginePolicy
-from burrstone.batching.sim.step_log import LogHeader, StepRecord, scheduled_hash
+from burrstone.batching.sim.step_log import StepRecord, scheduled_hash
 from burrstone.serving.engine import vllm_core_compat as vllm
 from burrstone.serving.engine.kept_caches import KeptCaches
 from burrstone.serving.engine.policy_ledger import PolicyLedger, compile_kernels
-from burrstone.serving.engine.program_book import MAX_TENANTS
 from burrstone.serving.engine.scheduler_options import SchedulerOptions
+from burrstone.serving.engine.scheduler_parts import Step, can_keep, open_step_log
 from burrstone.serving.engine.scheduler_stats import SchedulerCounters
-from burrstone.serving.engine.step_log_writer import StepLogWriter
 from burrstone.serving.engine.watchdog import Watchdog
 
-log = logging.getLogger("burrstone.scheduler")
 # The mixin stands before a class of vLLM's, which has no types.
 _VllmScheduler: Any = object
-
-
-@dataclass(slots=True)
-class _Step:
-    """A step between its decision and its end. `num_served`: running requests that are not parked."""
-
-    now_s: float
-    plan_hash: int
-    free_blocks: int
-    num_served: int
-    num_parked: int
-    num_preempted: int = 0
-    record: StepRecord | None = None
 
 
 class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
@@ -65,45 +48,20 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         self.watchdog = watchdog or Watchdog()
         self.counters = SchedulerCounters()
         self.ledger = PolicyLedger(policy, logged=options.step_log is not None)
-        self.kept = KeptCaches(self.kv_cache_manager, self.block_size) if self._can_keep(options) else None
+        self.kept = KeptCaches(self.kv_cache_manager, self.block_size) if can_keep(self, options) else None
         if self.kept is not None:
             self.kv_cache_manager.allocate_slots = self._allocate_slots
-        self.step_log = (
-            None if options.step_log is None else StepLogWriter(Path(options.step_log), self._header(options))
-        )
+        self.step_log = open_step_log(self, options)
         self._clock = clock
         self._end_s = -math.inf
         self._hook_s = 0.0
         self._updating = False
         self._limits: tuple[int, int] | None = None
         self._parked: list[Any] = []
-        self._steps: deque[_Step] = deque()
+        self._steps: deque[Step] = deque()
         self._served: list[tuple[Any, int]] = []
         self._finished: list[Any] = []
         self._cancelled: list[Any] = []
-
-    def _can_keep(self, options: SchedulerOptions) -> bool:
-        groups = self.kv_cache_config.kv_cache_groups
-        return (
-            "program" in options.spec.tiers
-            and self.cache_config.enable_prefix_caching
-            and self.connector is None
-            and len(groups) == 1
-            and vllm.is_full_attention_spec(groups[0].kv_cache_spec)
-        )
-
-    def _header(self, options: SchedulerOptions) -> LogHeader:
-        return LogHeader(
-            policy=str(options.spec),
-            max_num_seqs=self.max_num_active_reqs,
-            max_num_batched_tokens=self.max_num_scheduled_tokens,
-            block_size=self.block_size,
-            num_blocks=self.cache_config.num_gpu_blocks - 1,  # vLLM keeps one for itself
-            prefix_caching=bool(self.cache_config.enable_prefix_caching),
-            model=asdict(options.model),
-            knobs=options.knobs,
-            num_tenants=MAX_TENANTS,
-        )
 
     def add_request(self, request: Any) -> None:
         known = request.request_id in self.requests
@@ -202,7 +160,7 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
             self._fall(self.watchdog.slow)
         self._hook_s = 0.0
 
-    def _decide(self) -> _Step:
+    def _decide(self) -> Step:
         """Arrange vLLM's queues for this step. They are changed when all is decided, and never left half changed."""
         now_s = self._clock()
         if self.kept is not None:
@@ -230,7 +188,7 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         self.running = arranged[:num_served] if plan.parked else arranged
         self.max_num_active_reqs -= plan.parked
         self.max_num_scheduled_tokens = plan.budget
-        self._steps.append(_Step(now_s, plan.hash, free_blocks, num_served, plan.parked))
+        self._steps.append(Step(now_s, plan.hash, free_blocks, num_served, plan.parked))
         return self._steps[-1]
 
     def _restore(self) -> None:
@@ -241,7 +199,7 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         self.running.extend(self._parked)
         self._parked = []
 
-    def _decided(self, step: _Step, output: Any) -> None:
+    def _decided(self, step: Step, output: Any) -> None:
         scheduled = output.num_scheduled_tokens
         if step.num_preempted == 0:
             for request in self.running[step.num_served : len(self.running) - step.num_parked]:
@@ -260,7 +218,7 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
                 load=load,
             )
 
-    def _end_step(self) -> _Step:
+    def _end_step(self) -> Step:
         step = self._steps.popleft()
         start_s = max(step.now_s, self._end_s)  # a step that was decided ahead began when the one before it ended
         elapsed_s = self._clock() - start_s
@@ -269,9 +227,9 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
             step.record = replace(step.record, elapsed_s=elapsed_s)
         return step
 
-    def _ended_step(self, step: _Step, output: Any) -> None:
+    def _ended_step(self, step: Step, output: Any) -> None:
         served = self._served if not self._cancelled else self._served_or_cancelled(output)
-        self.ledger.served(served, self._end_s)
+        self.ledger.served(served, self._end_s, self._cancelled)
         for request in self._finished:
             self.ledger.ended(request, cancelled=request.status in _CANCELLED)
         for request in self._cancelled:

@@ -254,5 +254,5 @@ def test_who_is_cancelled_while_a_step_runs_ends_after_the_finished_with_its_tok
     events = [event for step in records for event in step.events if isinstance(event, Ended)]
     assert events[:2] == [
         Ended(0, cancelled=False, output_tokens=1),
-        Ended(1, cancelled=True, output_tokens=1),
+        Ended(1, cancelled=True, output_tokens=1, during_step=True),
     ]
