@@ -120,7 +120,10 @@ def _add_fleet(flags: Flags) -> None:
     flags.add("--router", action="extend", type=names, metavar="NAME", help="router policies to compare [least-load]")
     _add_traffic(flags)
     flags.add(
-        "--rate", type=positive("requests per second"), metavar="R", help="requests per second of the whole fleet [100]"
+        "--rate",
+        type=positive("requests per second"),
+        metavar="R",
+        help="requests per second of the whole fleet [40, or the trace's own]",
     )
     _add_slo(flags)
     _add_engine(flags)
@@ -147,6 +150,7 @@ def _add_fleet(flags: Flags) -> None:
     neuron.add(
         "--graphs", type=count("graphs"), metavar="N", default=7, help="how many lengths to compile for [%(default)s]"
     )
+    neuron.add("--max-model-len", type=count("tokens"), metavar="N", help="the model's maximum [the longest prompt]")
     _add_output(flags)
 
 

@@ -225,5 +225,5 @@ def _curves(cells: Sequence[Cell], goal: float) -> Section:
         half = np.nan_to_num(np.array([value for _, value in spread]))
         rates = np.array([cell.rate for cell in mine])
         curves.append(Curve(policy, rates, mean, np.maximum(mean - half, 0), np.minimum(mean + half, 1)))
-    text = f"{100 * goal:g} % is the goal; bands are 95 % intervals over seeds"
-    return curve_section("Rate and attainment", text, curves, Axis("requests per second"), goal)
+    text = f"{100 * goal:g} % is the goal; bands are 95 % intervals over seeds."
+    return curve_section("How far each policy goes", text, [(Axis("requests per second"), curves)], goal)

@@ -95,14 +95,16 @@ def print_workloads() -> None:
 class Traffic:
     """What --workload, --duration-s and the SLO flags ask for. Raises UsageError."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, default_rate: float = DEFAULT_RATE) -> None:
         self._duration_s: float = arguments.duration_s
         self._slo = {name: getattr(arguments, name) for name in ("ttft_s", "tpot_s", "e2e_s")}
         self._made: dict[tuple[float | None, int], Workload] = {}
         text: str = arguments.workload
         generator = GENERATORS.get(text.partition(":")[0])
         self.tenant_names = generator.tenants if generator else ()
-        self._make = _trace(Path(text.removeprefix(_TRACE))) if text.startswith(_TRACE) else _generator(text)
+        self._make = (
+            _trace(Path(text.removeprefix(_TRACE))) if text.startswith(_TRACE) else _generator(text, default_rate)
+        )
 
     def offered(self, rate: float | None, seed: int) -> Workload:
         """The requests at this rate, the traffic's own where there is none; the same object for the same arguments."""
@@ -130,7 +132,7 @@ class Traffic:
 _Make = Callable[[float | None, float, int], Workload]
 
 
-def _generator(text: str) -> _Make:
+def _generator(text: str, default_rate: float) -> _Make:
     name, _, rest = text.partition(":")
     if name not in GENERATORS:
         near = difflib.get_close_matches(name, GENERATORS, n=1)
@@ -149,7 +151,7 @@ def _generator(text: str) -> _Make:
             raise UsageError(f"--workload {text}: {key} must be a number, got {value!r}") from None
         if not 0 < parameters[key] < float("inf"):
             raise UsageError(f"--workload {text}: {key} must be a number > 0, got {value}")
-    return lambda rate, duration_s, seed: generator.make(rate or DEFAULT_RATE, duration_s, seed, **parameters)
+    return lambda rate, duration_s, seed: generator.make(rate or default_rate, duration_s, seed, **parameters)
 
 
 def _trace(path: Path) -> _Make:

@@ -104,14 +104,15 @@ def latency_section(contenders: Sequence[Contender]) -> Section:
     return Section("Latencies", text, legend([c.name for c in contenders]) + figures(drawn))
 
 
-def curve_section(title: str, text: str, curves: Sequence[Curve], x_axis: Axis, goal: float | None) -> Section:
-    """Attainment over the rate, or over the number of engines."""
-    lines = [Series(c.name, c.x, c.attainment, c.low, c.high, dots=True) for c in curves]
-    y_axis = Axis(
-        "attainment", low=min(0.9, *(float(np.nanmin(c.low)) for c in curves)), high=1.0, percent=True, goal=goal
-    )
-    svg = chart(lines, x_axis, y_axis)
-    return Section(title, "", legend([c.name for c in curves]) + figures([(title, text, svg)]))
+def curve_section(title: str, text: str, curves: Sequence[tuple[Axis, Sequence[Curve]]], goal: float) -> Section:
+    """Attainment over what each x axis names, such as the rate or the number of engines; a chart each, of the same names."""
+    drawn = []
+    for x_axis, shown in curves:
+        lines = [Series(c.name, c.x, c.attainment, c.low, c.high, dots=True) for c in shown]
+        least = min(0.9, *(float(np.nanmin(c.low)) for c in shown))
+        y_axis = Axis("attainment", low=least, high=1.0, percent=True, goal=goal)
+        drawn.append((f"Attainment over {x_axis.label}", "", chart(lines, x_axis, y_axis)))
+    return Section(title, text, legend([c.name for c in curves[0][1]]) + figures(drawn))
 
 
 def timeline_section(contenders: Sequence[Contender]) -> Section:

@@ -74,7 +74,7 @@ def test_the_report_holds_the_command_that_made_it(tmp_path: Path, capsys: Captu
     assert str(report) in capsys.readouterr().out
     html = report.read_text()
     assert f"burrstone {' '.join(command)}" in html
-    for part in ("Rate and attainment", "Time to first token", "KV cache in use", "Jain"):
+    for part in ("Attainment over requests per second", "Time to first token", "KV cache in use", "Jain"):
         assert part in html
 
 

@@ -57,7 +57,7 @@ def report(*names: str) -> str:
     ]
     sections = [
         summary_section(contenders),
-        curve_section("Rate and attainment", "the goal is dashed", curves, Axis("requests per second"), 0.95),
+        curve_section("How far", "the goal is dashed", [(Axis("requests per second"), curves)], 0.95),
         latency_section(contenders),
         timeline_section(contenders),
         fairness_section(contenders),
