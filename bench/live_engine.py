@@ -1,6 +1,6 @@
 """A real vLLM engine in this process, whose scheduler can be exchanged between two loads: the model, its KV cache and the
 machine's mood stay the same, and only who schedules differs. Its environment is the replica's, set before the process
-starts: see burrstone.bench.live_targets.
+starts.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ from typing import Any
 import vllm
 
 from burrstone.serving.engine import vllm_core_compat
-from burrstone.serving.engine.policy_ledger import METADATA_KEY
 from burrstone.serving.engine.scheduler import BurrstoneScheduler
 from burrstone.serving.engine.scheduler_options import SchedulerOptions
+from burrstone.serving.engine.vllm_compat import RequestOutputKind
 
 BLOCK_TOKENS = 32
+_METADATA_KEY = "burrstone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,13 @@ class Limits:
     max_num_batched_tokens: int
 
 
+ENGINE, NUM_BLOCKS = Limits(max_num_seqs=32, max_num_batched_tokens=512), 160
+
+
 class LiveEngine:
     """Not thread-safe: whoever calls `step` runs the engine."""
 
-    def __init__(self, model: str, limits: Limits, num_blocks: int) -> None:
+    def __init__(self, model: str, limits: Limits = ENGINE, num_blocks: int = NUM_BLOCKS) -> None:
         self._llm = vllm.LLM(
             model=model,
             max_model_len=1024,
@@ -45,8 +49,10 @@ class LiveEngine:
         self._stock: Any = self._core.scheduler
         self.scheduler: Any = self._stock
 
-    def use(self, options: SchedulerOptions | None, limits: Limits | None = None) -> None:
+    def use(self, options: "SchedulerOptions | None", limits: Limits | None = None) -> None:
         """Another scheduler from now on: ours with these options, or vLLM's. Nothing may be running."""
+        # Not before the engine stands: see live_process.
+
         if self._engine.has_unfinished_requests():
             raise RuntimeError("the scheduler is exchanged while requests run")
         self.scheduler.reset_prefix_cache()
@@ -68,8 +74,8 @@ class LiveEngine:
     def add(self, name: str, prompt: Sequence[int], max_tokens: int, meta: dict[str, Any] | None = None) -> None:
         """A request of so many tokens; `meta` as the seam writes it."""
         params = vllm.SamplingParams(
-            max_tokens=max_tokens, ignore_eos=True, temperature=0.0, detokenize=False,
-            extra_args={METADATA_KEY: meta or {}},
+            max_tokens=max_tokens, ignore_eos=True, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.DELTA,
+            extra_args={_METADATA_KEY: meta or {}},
         )  # fmt: skip
         self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
 
@@ -78,7 +84,14 @@ class LiveEngine:
 
     def step(self) -> list[str]:
         """Run a step; returns who finished by it."""
-        return [output.request_id for output in self._engine.step() if output.finished]
+        return [name for name, _, finished in self.advance() if finished]
+
+    def advance(self) -> list[tuple[str, list[int], bool]]:
+        """Run a step; returns (name, its new tokens, whether it finished) of everybody who got something."""
+        return [
+            (output.request_id, list(output.outputs[0].token_ids), bool(output.finished))
+            for output in self._engine.step()
+        ]
 
     @property
     def num_unfinished(self) -> int:

@@ -9,12 +9,10 @@ from pathlib import Path
 
 from burrstone.batching.sim.replay import replay
 from burrstone.batching.sim.targets import Row, at_least, at_most
-from burrstone.bench.live_engine import Limits, LiveEngine
+from burrstone.bench.live_engine import ENGINE, Limits, LiveEngine
 from burrstone.serving.engine.scheduler_options import CPU_STEP_MODEL, SchedulerOptions
 
 POLICIES = ("fcfs", "priority", "slo", "vtc", "program", "sjf-rank", "vtc > slo", "priority > program > slo")
-ENGINE = Limits(max_num_seqs=32, max_num_batched_tokens=512)
-NUM_BLOCKS = 160
 # Few and short, so that a decision costs milliseconds; and few blocks, so that requests are preempted.
 _MANY_STEPS = Limits(max_num_seqs=8, max_num_batched_tokens=64)
 _OUTSTANDING = 24
