@@ -17,7 +17,7 @@ def _say(text: str) -> None:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    from burrstone.bench.live_engine import Limits, LiveEngine
+    from burrstone.bench.live_engine import LiveEngine
     from burrstone.serving.config import ServeConfig
     from burrstone.serving.engine.models import resolve_model
 
