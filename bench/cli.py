@@ -40,7 +40,8 @@ def _add_targets(kinds: Any) -> None:
         help="what the scheduler must show on a live engine",
         description=(
             "Start an engine in a process of its own and measure the live targets: 1, the simulator decides as the "
-            "engine did; 10, what the policy costs. Takes about eight minutes on two cores."
+            "engine did; 2, it foretells latencies; 5, capacity under SLOs; 6, fairness under a flood; 8, agents' job "
+            "time; 10, what the policy costs. Takes about 45 minutes on two cores."
         ),
     )
     defaults = LivePlan()

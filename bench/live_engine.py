@@ -5,14 +5,15 @@ starts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import vllm
 
 from burrstone.serving.engine import vllm_core_compat
-from burrstone.serving.engine.scheduler import BurrstoneScheduler
-from burrstone.serving.engine.scheduler_options import SchedulerOptions
 from burrstone.serving.engine.vllm_compat import RequestOutputKind
+
+if TYPE_CHECKING:
+    from burrstone.serving.engine.scheduler_options import SchedulerOptions
 
 BLOCK_TOKENS = 32
 _METADATA_KEY = "burrstone"
@@ -26,21 +27,21 @@ class Limits:
     max_num_batched_tokens: int
 
 
-ENGINE, NUM_BLOCKS = Limits(max_num_seqs=32, max_num_batched_tokens=512), 160
+ENGINE = Limits(max_num_seqs=32, max_num_batched_tokens=512)
 
 
 class LiveEngine:
     """Not thread-safe: whoever calls `step` runs the engine."""
 
-    def __init__(self, model: str, limits: Limits = ENGINE, num_blocks: int = NUM_BLOCKS) -> None:
+    def __init__(self, model: str, num_blocks: int) -> None:
         self._llm = vllm.LLM(
             model=model,
-            max_model_len=1024,
-            max_num_seqs=limits.max_num_seqs,
-            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_model_len=2048,
+            max_num_seqs=ENGINE.max_num_seqs,
+            max_num_batched_tokens=ENGINE.max_num_batched_tokens,
             num_gpu_blocks_override=num_blocks,
             block_size=BLOCK_TOKENS,
-            kv_cache_memory_bytes=2**29,
+            kv_cache_memory_bytes=2**30,
             disable_log_stats=False,
             seed=0,
         )
@@ -52,6 +53,7 @@ class LiveEngine:
     def use(self, options: "SchedulerOptions | None", limits: Limits | None = None) -> None:
         """Another scheduler from now on: ours with these options, or vLLM's. Nothing may be running."""
         # Not before the engine stands: see live_process.
+        from burrstone.serving.engine.scheduler import BurrstoneScheduler
 
         if self._engine.has_unfinished_requests():
             raise RuntimeError("the scheduler is exchanged while requests run")

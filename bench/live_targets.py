@@ -14,7 +14,9 @@ from burrstone.serving.config import ServeConfig
 from burrstone.serving.hardware import detect
 from burrstone.serving.launch import engine_environment
 
-NUMBERS = (1, 10)
+# Targets by the KV blocks that their engine has: few, so that requests are preempted and caches contended, or plenty.
+_BLOCKS = {160: (1, 8, 10), 1000: (2, 5, 6)}
+NUMBERS = tuple(sorted(number for numbers in _BLOCKS.values() for number in numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,20 @@ class LivePlan:
 
 
 def measure(plan: LivePlan, say: Callable[[str], None]) -> dict[str, Row]:
-    """The rows by name, `<number>-<name>`. Raises RuntimeError, with the end of its output, when the engine fails."""
-    command = [sys.executable, "-m", "burrstone.bench.live_process", ",".join(map(str, plan.numbers))]
-    command += [str(plan.decisions), str(plan.rounds)]
+    """The rows by name, `<number>-<name>`. Raises RuntimeError, with the end of its output, when an engine fails."""
+    rows: dict[str, Row] = {}
+    for num_blocks, group in _BLOCKS.items():
+        numbers = [number for number in plan.numbers if number in group]
+        if numbers:
+            rows |= _measure_on_one_engine(plan, numbers, num_blocks, say)
+    return rows
+
+
+def _measure_on_one_engine(
+    plan: LivePlan, numbers: list[int], num_blocks: int, say: Callable[[str], None]
+) -> dict[str, Row]:
+    command = [sys.executable, "-m", "burrstone.bench.live_process", ",".join(map(str, numbers))]
+    command += [str(num_blocks), str(plan.decisions), str(plan.rounds)]
     environment = os.environ | _environment()
     output: list[str] = []
     rows: dict[str, Row] | None = None

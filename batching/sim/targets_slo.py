@@ -5,6 +5,7 @@ Two thirds of the requests are chats (first token in 1 s, then 50 ms a token), t
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -33,10 +34,9 @@ def run(context: Context) -> dict[str, Row]:
     for index, seed in enumerate(SEEDS):
         for place, (policy, found) in enumerate(capacity.items()):
             context.progress((index + place / 3) / len(SEEDS), f"capacity of {policy}, seed {seed}")
-            found.append(_capacity(lambda rate, p=policy, s=seed: _attained(p, _mix(chat, code, rate, s))))  # type: ignore[misc]
+            found.append(_capacity(partial(_attained_at, policy, chat, code, seed)))
         rush = _mix(chat, code, 2 * _throughput(_mix(chat, code, _RATES[1], seed)), seed)
-        stock, ours = _attained("fcfs", rush)[0], _attained("slo", rush)[0]
-        overload.append(ours / max(stock, _LEAST))
+        overload.append(_attained("slo", rush)[0] / max(_attained("fcfs", rush)[0], _LEAST))
     ours, stock, static = (np.array(capacity[policy]) for policy in ("slo", "fcfs", "priority"))
     return {
         "5-capacity-over-fcfs": at_least(float((ours / stock).min()), 1.5),
@@ -55,6 +55,10 @@ def _mix(chat: Workload, code: Workload, rate: float, seed: int) -> Workload:
         start_s = rng.uniform(0, max(span_s - WINDOW_S, 0))
         parts.append(with_terms(between(paced, start_s, start_s + WINDOW_S), slo=slo, priority=priority))
     return merge(parts)
+
+
+def _attained_at(policy: str, chat: Workload, code: Workload, seed: int, rate: float) -> tuple[float, float]:
+    return _attained(policy, _mix(chat, code, rate, seed))
 
 
 def _attained(policy: str, workload: Workload) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def test_what_is_not_a_policy_is_named(text: str, says: str) -> None:
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_knobs_are_numbers_from_zero(knob: str, value: float) -> None:
     with pytest.raises(UsageError, match=knob):
-        Knobs(**{knob: value})
+        Knobs.from_dict({knob: value})
 
 
 def test_every_knob_reaches_the_kernels() -> None:
