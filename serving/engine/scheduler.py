@@ -58,6 +58,9 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         self._updating = False
         self._limits: tuple[int, int] | None = None
         self._parked: list[Any] = []
+        # Requests whose grammar is being compiled: the policy does not see them before they can start.
+        self._blocked: dict[str, Any] = {}
+        self._aside: list[Any] = []
         self._steps: deque[Step] = deque()
         self._served: list[tuple[Any, int]] = []
         self._finished: list[Any] = []
@@ -66,7 +69,9 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
     def add_request(self, request: Any) -> None:
         known = request.request_id in self.requests
         super().add_request(request)
-        if not known:
+        if request.status == vllm.RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+            self._blocked[request.request_id] = request
+        elif not known:
             before_s = self._hook_s
             self._hook(self.ledger.arrived, request, self._clock())
             self._hook_s = before_s  # not the step's: a hundred may come between two of them
@@ -166,7 +171,10 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         if self.kept is not None:
             self.kept.drop_expired(now_s)
         ledger = self.ledger
-        waiting, running = ledger.rows(self.waiting), ledger.rows(self.running)
+        if self._blocked:
+            self._unblock(now_s)
+        startable = [r for r in self.waiting if r.request_id not in self._blocked] if self._blocked else self.waiting
+        waiting, running = ledger.rows(startable), ledger.rows(self.running)
         free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         plan = ledger.plan(
             waiting,
@@ -179,8 +187,9 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         num_served = len(running) - plan.parked
         order, queue = plan.running.tolist(), plan.waiting.tolist()
         arranged = self.running if order == running else ledger.requests(order)
-        if queue != waiting:
+        if queue != waiting or (self._blocked and not ledger.policy.spec.neutral):
             requests = ledger.requests(queue)
+            self._aside = list(self._blocked.values())
             self.waiting.clear()
             self.waiting.extend(requests)
         self._limits = (self.max_num_active_reqs, self.max_num_scheduled_tokens)
@@ -191,18 +200,31 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         self._steps.append(Step(now_s, plan.hash, free_blocks, num_served, plan.parked))
         return self._steps[-1]
 
+    def _unblock(self, now_s: float) -> None:
+        """Whose grammar is ready has come now, behind all others; under `fcfs` it keeps the place that vLLM gave it."""
+        for request in list(self._blocked.values()):
+            if self._handle_blocked_waiting_request(request):
+                del self._blocked[request.request_id]
+                self.ledger.arrived(request, now_s)
+                if not self.ledger.policy.spec.neutral:
+                    self.waiting.remove(request)
+                    self.waiting.append(request)
+
     def _restore(self) -> None:
         """Parked requests come back behind the others, with vLLM's own limits."""
         if self._limits is not None:
             self.max_num_active_reqs, self.max_num_scheduled_tokens = self._limits
             self._limits = None
         self.running.extend(self._parked)
-        self._parked = []
+        self.waiting.extend(self._aside)
+        self._parked, self._aside = [], []
 
     def _decided(self, step: Step, output: Any) -> None:
         scheduled = output.num_scheduled_tokens
         if step.num_preempted == 0:
             for request in self.running[step.num_served : len(self.running) - step.num_parked]:
+                if self._blocked.pop(request.request_id, None) is not None:
+                    self.ledger.arrived(request, step.now_s)
                 cached_tokens = request.num_computed_tokens - scheduled[request.request_id]
                 self.ledger.admitted(request, cached_tokens, step.now_s)
         if self.step_log is not None:
@@ -259,6 +281,8 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
             self._steps[-1].num_preempted += 1
 
     def _left(self, request: Any) -> None:
+        if self._blocked.pop(request.request_id, None) is not None:
+            return
         if self._updating:
             self._finished.append(request)
         elif self._steps:

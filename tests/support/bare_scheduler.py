@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig, set_current_vllm_config
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -63,6 +64,13 @@ def make_scheduler(cls: Any, config: VllmConfig) -> Any:
         )
 
 
+class AnyText:
+    """A compiled grammar that allows everything."""
+
+    def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
+        return True
+
+
 class BareEngine:
     """An engine core's loop over a scheduler. `depth`: steps that are decided before the first one has ended."""
 
@@ -76,9 +84,18 @@ class BareEngine:
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
 
-    def add(self, name: str, prompt: Sequence[int], max_tokens: int = 4, meta: dict[str, Any] | None = None) -> Request:
-        """A request of these tokens, at most so many to come; `meta` as the seam writes it."""
+    def add(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        max_tokens: int = 4,
+        meta: dict[str, Any] | None = None,
+        grammar: Future[Any] | None = None,
+    ) -> Request:
+        """A request of these tokens, at most so many to come; `meta` as the seam writes it. It waits for `grammar`."""
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, extra_args={"burrstone": meta or {}})
+        if grammar is not None:
+            params.structured_outputs = StructuredOutputsParams(regex=".*")
         params.update_from_generation_config({}, 2)
         request = Request(
             request_id=name,
@@ -87,6 +104,8 @@ class BareEngine:
             pooling_params=None,
             block_hasher=self._hasher,
         )
+        if request.structured_output_request is not None:
+            request.structured_output_request.grammar = grammar
         self.outputs[name] = []
         self.scheduler.add_request(request)
         return request
