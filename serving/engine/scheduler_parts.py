@@ -37,7 +37,10 @@ def can_keep(scheduler: Any, options: SchedulerOptions) -> bool:
 
 
 def open_step_log(scheduler: Any, options: SchedulerOptions) -> StepLogWriter | None:
-    """The step log, if one is asked for, with the engine's description in it. Raises OSError where it cannot be written."""
+    """The step log, if one is asked for, with the engine's description in it; each rank of data parallelism has its own.
+
+    Raises OSError where it cannot be written.
+    """
     if options.step_log is None:
         return None
     header = LogHeader(
@@ -51,4 +54,5 @@ def open_step_log(scheduler: Any, options: SchedulerOptions) -> StepLogWriter | 
         knobs=options.knobs,
         num_tenants=MAX_TENANTS,
     )
-    return StepLogWriter(Path(options.step_log), header)
+    rank = scheduler.parallel_config.data_parallel_index
+    return StepLogWriter(Path(options.step_log if rank == 0 else f"{options.step_log}.rank{rank}"), header)

@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -72,14 +72,19 @@ class AnyText:
 
 
 class BareEngine:
-    """An engine core's loop over a scheduler. `depth`: steps that are decided before the first one has ended."""
+    """An engine core's loop over a scheduler. `depth`: steps that are decided before the first one has ended.
 
-    def __init__(self, scheduler: Any, *, depth: int = 1) -> None:
+    `num_drafts`: tokens that are drafted for each decoding request, of which none to all are accepted.
+    """
+
+    def __init__(self, scheduler: Any, *, depth: int = 1, num_drafts: int = 0) -> None:
         self.scheduler = scheduler
         self.steps: list[dict[str, int]] = []
         self.outputs: dict[str, list[int]] = {}
         self.finished: list[str] = []
         self._depth = depth
+        self._num_drafts = num_drafts
+        scheduler.num_spec_tokens = num_drafts
         self._flying: deque[Any] = deque()
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
@@ -124,7 +129,8 @@ class BareEngine:
         """The second half of the oldest step that flies: each request whose tokens are all computed gets another."""
         output = self._flying.popleft()
         ids = list(output.num_scheduled_tokens)
-        sampled = [self._sample(request_id) for request_id in ids]
+        drafted = output.scheduled_spec_decode_tokens
+        sampled = [self._sample(request_id, len(drafted.get(request_id, ()))) for request_id in ids]
         result = EMPTY_MODEL_RUNNER_OUTPUT
         if ids:
             result = ModelRunnerOutput(ids, {name: place for place, name in enumerate(ids)}, sampled)
@@ -133,6 +139,11 @@ class BareEngine:
                 self.outputs[one.request_id] += one.new_token_ids
                 if one.finish_reason is not None:
                     self.finished.append(one.request_id)
+
+        if self._num_drafts:
+            names = [request.request_id for request in self.scheduler.running]
+            drafts = [[5] * self._num_drafts for _ in names]
+            self.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
 
     def settle(self) -> None:
         """End the oldest step if as many fly as may."""
@@ -153,8 +164,9 @@ class BareEngine:
             self.step()
         raise RuntimeError(f"{max_steps} steps and no end")
 
-    def _sample(self, name: str) -> list[int]:
+    def _sample(self, name: str, num_drafts: int) -> list[int]:
         request = self.scheduler.requests.get(name)
         if request is None or request.is_prefill_chunk:
             return []
-        return [3 + (len(request.all_token_ids) * 7 + sum(map(ord, name))) % 900]
+        made_up = len(request.all_token_ids) * 7 + sum(map(ord, name))
+        return [3 + (made_up + place) % 900 for place in range(1 + made_up % (num_drafts + 1))]

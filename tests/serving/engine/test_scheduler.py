@@ -14,6 +14,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from burrstone.batching.policies.engine_policy import Plan
+from burrstone.batching.policies.plan import prefilling
 from burrstone.batching.sim.step_log import Arrived, Ended, read_log
 from burrstone.serving.engine.scheduler import BurrstoneAsyncScheduler, BurrstoneScheduler
 from burrstone.serving.engine.scheduler_options import SchedulerOptions
@@ -33,12 +34,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(folder: Path) -> Make:
     """An engine with our scheduler, or with vLLM's for policy None. `now` is its clock, in steps of a tenth of a second."""
 
-    def engine(policy: str | None, *, depth: int = 1, log: Path | None = None, **config: Any) -> BareEngine:
+    def engine(
+        policy: str | None, *, depth: int = 1, log: Path | None = None, num_drafts: int = 0, **config: Any
+    ) -> BareEngine:
         scheduler = make_scheduler(BY_DEPTH[depth][policy is not None], vllm_config(folder, **config))
         if policy is not None:
             options = SchedulerOptions(policy, step_log=None if log is None else str(log))
             scheduler.start_policy(options, clock=_ticks(), watchdog=Watchdog(slow_hook_s=60.0))
-        return BareEngine(scheduler, depth=depth)
+        return BareEngine(scheduler, depth=depth, num_drafts=num_drafts)
 
     return engine
 
@@ -235,6 +238,32 @@ def test_a_hook_that_stays_slow_is_switched_off(make: Make) -> None:
     engine.run()
     assert scheduler.watchdog.fallen and scheduler.counters.steps == 5
     assert len(engine.finished) == 6
+
+
+def test_rows_are_right_when_steps_accept_several_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make("vtc > slo", num_drafts=3, max_num_seqs=4, max_num_batched_tokens=48)
+    ledger = engine.scheduler.ledger
+    real_plan, seen = ledger.plan, []
+
+    def watched(waiting: Any, running: Any, requests: Any, **told: Any) -> Plan:
+        plan: Plan = real_plan(waiting, running, requests, **told)
+        for request in requests:
+            row = ledger.policy.requests[request.burrstone_row]
+            seen.append((int(row["output_tokens"]), len(engine.outputs[request.request_id]), bool(prefilling(row))))
+            assert int(row["computed_tokens"]) == request.num_computed_tokens
+            assert prefilling(row) == (request.num_computed_tokens < request.num_tokens - 1)
+        return plan
+
+    monkeypatch.setattr(ledger, "plan", watched)
+    for number in range(8):
+        engine.add(f"r{number}", prompt(number, 30 + 10 * number), 20, {"tenant": f"t{number % 2}", "tpot_s": 0.1})
+    engine.run()
+    assert not engine.scheduler.watchdog.fallen and len(engine.finished) == 8
+    assert {len(tokens) for tokens in engine.outputs.values()} == {20}
+    assert all(row == made for row, made, _ in seen)
+    assert {prefill for *_, prefill in seen} == {True, False}
+    service = ledger.policy.tenants["service"][:2]
+    assert service.sum() == sum(30 + 10 * number for number in range(8)) + 2 * 8 * 20
 
 
 def test_counters_travel_with_vllms_statistics(make: Make) -> None:
