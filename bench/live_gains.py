@@ -72,8 +72,8 @@ def flooded(engine: LiveEngine, say: Say) -> dict[str, Row]:
     """A small tenant's p99 TTFT while another one floods the engine, `vtc` over stock, and what that costs all."""
     waits, stretches = [], []
     for seed in SEEDS:
-        small, large = (Stream(rate, _SHORT_IN, _SHORT_OUT) for rate in (1.0, 20.0))
-        workload = generate([small, large], 20.0, seed)
+        small, large = (Stream(rate, _SHORT_IN, _SHORT_OUT) for rate in (1.0, 12.0))
+        workload = generate([small, large], 15.0, seed)
         runs = _in_turns(engine, "vtc", workload)
         ours, stock = (
             [quantiles(run.found.ttft_s[workload.tenant == 0])[-1] for run in runs[side]] for side in (True, False)
