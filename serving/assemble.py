@@ -19,6 +19,7 @@ from burrstone.serving.config import SchedulerConfig, ServeConfig
 from burrstone.serving.edges.lifecycle import Lifecycle
 from burrstone.serving.engine import forkserver
 from burrstone.serving.engine.cpu import check_cpu, kv_cache_bytes
+from burrstone.serving.engine.scheduler_options import SchedulerOptions
 from burrstone.serving.hardware import detect
 from burrstone.serving.metrics import ApiMetrics, EngineMetrics, SchedulerMetrics
 
@@ -103,7 +104,10 @@ async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics,
         lifecycle.detail = "warming up"
         if backend.generates():
             await _warm_up(api, backend.model_names[0])
-        seam.gate = gates.Gate(config.scheduler, engine_metrics, engine_seats=seats)
+        # A guess would be worse than to learn; a calibrated model is as good as having learnt.
+        calibrated = config.scheduler.step_model is not None
+        step_model = SchedulerOptions.of(config.scheduler, config.profile).model if calibrated else None
+        seam.gate = gates.Gate(config.scheduler, engine_metrics, engine_seats=seats, model=step_model)
     except BaseException:
         await asyncio.to_thread(llm.shutdown)
         raise

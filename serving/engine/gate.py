@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from burrstone.batching.admission.decision import Degrade, GateRequest, Reject
 from burrstone.batching.admission.gatekeeper import Gatekeeper
 from burrstone.batching.admission.registry import make_admission
+from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.errors import DeadlineExceeded, Overloaded, ServeError
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.config import SchedulerConfig
@@ -59,7 +60,10 @@ class Visit:
 
 
 class Gate:
-    """One engine's. Not thread-safe: it lives on the event loop that serves."""
+    """One engine's. Not thread-safe: it lives on the event loop that serves.
+
+    `model`: step times to predict by until the engine has shown its own.
+    """
 
     def __init__(
         self,
@@ -67,12 +71,13 @@ class Gate:
         metrics: EngineMetrics,
         *,
         engine_seats: int,
+        model: StepModel | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._metrics = metrics
         self._clock = clock
-        admission = make_admission(config.admission, tuple(config.priorities()))
+        admission = make_admission(config.admission, tuple(config.priorities()), model)
         self._keeper = Gatekeeper(admission, max_running=config.max_running, engine_seats=engine_seats)
         self._seqs = itertools.count()
         self._waiting: dict[int, Visit] = {}
