@@ -141,14 +141,11 @@ class PolicyLedger:
             return
         rows = np.array([request.burrstone_row for request, _ in served], dtype=np.int64)
         counts = np.array([num_tokens for _, num_tokens in served], dtype=np.int64)
-        table = self.policy.requests
-        uncounted = {request.request_id for request in cancelled}
-        table["output_tokens"][rows] = [
-            request.num_output_tokens
-            if request.request_id in uncounted
-            else max(request.num_output_tokens - num_tokens, 0)
-            for request, num_tokens in served
-        ]
+        counted = np.array([request.num_output_tokens for request, _ in served], dtype=np.int64) - counts
+        if cancelled:
+            uncounted = {request.request_id for request in cancelled}
+            counted += counts * [request.request_id in uncounted for request, _ in served]
+        self.policy.requests["output_tokens"][rows] = counted
         self.policy.served_rows(rows, counts, now_s)
 
     def ended(self, request: Any, *, cancelled: bool, during_step: bool = False) -> None:
