@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from burrstone.batching.core.requests import NO_DEADLINE_S
+from burrstone.batching.core.requests import NO_DEADLINE_S, UNKNOWN_LENGTH
 from burrstone.batching.errors import UsageError
 
 Floats = NDArray[np.float64]
@@ -19,7 +19,8 @@ class Prefixes:
     """Hashes of a request's first blocks, request after request: starts[i]:starts[i + 1] of `hashes` are request i's.
 
     A hash stands for the whole text up to the end of its block, so equal hashes mean equal prefixes. They may reach
-    past the prompt into the output, for a next turn to find; blocks without a hash are the request's alone.
+    past the prompt into the output, for a next turn to find; blocks without a hash are the request's alone. A last hash
+    whose block the prompt ends in stands for the prompt's part of it.
     """
 
     starts: Ints  # [requests + 1]
@@ -47,8 +48,10 @@ class Workload:
     program: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # default NONE
     turn: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # of its program, from 0
     priority: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # lower first, default 0
-    max_tokens: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # default output_tokens
-    predicted_tokens: Floats = field(default_factory=lambda: np.empty(0, np.float64))  # default max_tokens
+    max_tokens: Ints = field(
+        default_factory=lambda: np.empty(0, np.int64)
+    )  # default output_tokens, which tells policies more than clients do
+    predicted_tokens: Floats = field(default_factory=lambda: np.empty(0, np.float64))  # default UNKNOWN_LENGTH
     ttft_s: Floats = field(default_factory=lambda: np.empty(0, np.float64))  # SLOs, default NO_DEADLINE_S
     tpot_s: Floats = field(default_factory=lambda: np.empty(0, np.float64))
     e2e_s: Floats = field(default_factory=lambda: np.empty(0, np.float64))
@@ -113,8 +116,10 @@ class Workload:
         for name in ("input_tokens", "output_tokens"):
             need(getattr(self, name) >= 1, f"{name} must be >= 1")
         need(self.max_tokens >= self.output_tokens, "max_tokens must be at least output_tokens")
-        for name in ("ttft_s", "tpot_s", "e2e_s", "predicted_tokens", "cancel_s"):
+        for name in ("ttft_s", "tpot_s", "e2e_s", "cancel_s"):
             need(getattr(self, name) >= 0, f"{name} must be >= 0, infinite for none")
+        known = (self.predicted_tokens >= 0) | (self.predicted_tokens == UNKNOWN_LENGTH)
+        need(known, "predicted_tokens must be >= 0, or -1 for unknown")
         need(np.isfinite(self.think_s) & (self.think_s >= 0), "think_s must be numbers >= 0")
         need((self.tenant >= 0) & (self.tenant < self.num_tenants), "tenant must be a row of tenant_weight")
         need(self.tenant_weight > 0, "tenant_weight must be > 0")
@@ -134,7 +139,7 @@ _COLUMNS: dict[str, tuple[type[np.generic], float | str | None]] = {
     "turn": (np.int64, 0),
     "priority": (np.int64, 0),
     "max_tokens": (np.int64, "output_tokens"),
-    "predicted_tokens": (np.float64, "max_tokens"),
+    "predicted_tokens": (np.float64, UNKNOWN_LENGTH),
     "ttft_s": (np.float64, NO_DEADLINE_S),
     "tpot_s": (np.float64, NO_DEADLINE_S),
     "e2e_s": (np.float64, NO_DEADLINE_S),

@@ -17,7 +17,7 @@ def _workload(**columns: Any) -> Workload:
 def test_what_is_not_given_has_a_default() -> None:
     workload = _workload(tenant=[0, 2, 1])
     assert workload.max_tokens.tolist() == [1, 2, 3]
-    assert workload.predicted_tokens.dtype == np.float64 and workload.predicted_tokens.tolist() == [1, 2, 3]
+    assert workload.predicted_tokens.tolist() == [-1.0, -1.0, -1.0]
     assert workload.after.tolist() == [-1, -1, -1]
     assert np.all(np.isinf(workload.ttft_s))
     assert workload.tenant_weight.tolist() == [1, 1, 1]
@@ -35,6 +35,7 @@ def test_what_is_not_given_has_a_default() -> None:
         ({"tenant": [0, 1, 2], "tenant_weight": [1.0]}, r"tenant must be a row of tenant_weight \(request 1\)"),
         ({"think_s": [0.0, -1.0, 0.0]}, "think_s must be numbers"),
         ({"ttft_s": [1.0, np.nan, 1.0]}, "ttft_s must be >= 0"),
+        ({"predicted_tokens": [1.0, -2.0, 1.0]}, r"predicted_tokens must be >= 0.*request 1"),
         ({"prefixes": Prefixes(np.array([0, 1]), np.array([1], np.uint64))}, "one entry more than requests"),
     ],
 )
