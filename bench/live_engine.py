@@ -4,7 +4,7 @@ starts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import vllm
@@ -21,10 +21,11 @@ _METADATA_KEY = "burrstone"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Below those that the engine was started with."""
+    """Below those that the engine was started with; num_blocks None for all blocks that it has."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
+    num_blocks: int | None = None
 
 
 ENGINE = Limits(max_num_seqs=32, max_num_batched_tokens=512)
@@ -61,7 +62,10 @@ class LiveEngine:
         cls = vllm_core_compat.Scheduler if options is None else BurrstoneScheduler
         self.scheduler = self._core.scheduler = cls(
             vllm_config=self._stock.vllm_config,
-            kv_cache_config=self._stock.kv_cache_config,
+            kv_cache_config=replace(
+                self._stock.kv_cache_config,
+                num_blocks=(limits and limits.num_blocks) or self._stock.kv_cache_config.num_blocks,
+            ),
             structured_output_manager=self._core.structured_output_manager,
             block_size=self._stock.block_size,
             hash_block_size=self._stock.hash_block_size,

@@ -13,9 +13,10 @@ from burrstone.bench.live_engine import ENGINE, Limits, LiveEngine
 from burrstone.serving.engine.scheduler_options import CPU_STEP_MODEL, SchedulerOptions
 
 POLICIES = ("fcfs", "priority", "slo", "vtc", "program", "sjf-rank", "vtc > slo", "priority > program > slo")
-# Few and short, so that a decision costs milliseconds; and few blocks, so that requests are preempted.
-_MANY_STEPS = Limits(max_num_seqs=8, max_num_batched_tokens=64)
-_OUTSTANDING = 24
+# Few and short, so that a decision costs a few milliseconds; and few blocks, so that requests are preempted.
+_MANY_STEPS = Limits(max_num_seqs=4, max_num_batched_tokens=6, num_blocks=20)
+_SMALL_CHUNKS = {"min_chunk_tokens": 1.0}
+_OUTSTANDING = 10
 _NUM_WAITING = 256
 _OUTPUT_TOKENS = 24
 
@@ -28,7 +29,8 @@ def same_code(engine: LiveEngine, decisions: int, say: Say, seed: int = 1) -> di
     with tempfile.TemporaryDirectory(prefix="burrstone-bench-") as folder:
         for place, policy in enumerate(POLICIES):
             log = Path(folder) / f"{place}.jsonl"
-            engine.use(SchedulerOptions(policy, step_log=str(log), model=CPU_STEP_MODEL), _MANY_STEPS)
+            options = SchedulerOptions(policy, _SMALL_CHUNKS, step_log=str(log), model=CPU_STEP_MODEL)
+            engine.use(options, _MANY_STEPS)
             say(f"{policy}: {decisions // len(POLICIES)} decisions")
             _mixed_load(engine, -(-decisions // len(POLICIES)), random.Random(seed + place))
             engine.scheduler.shutdown()
@@ -47,11 +49,11 @@ def _mixed_load(engine: LiveEngine, decisions: int, rng: random.Random) -> None:
     texts = {program: _tokens(rng, 30) for program in "abcdef"}
     done = 0
     for number in range(decisions):
-        while len(here) < _OUTSTANDING and rng.random() < 0.3:
+        while len(here) < _OUTSTANDING and rng.random() < 0.2:
             program = rng.choice([*texts, None, None, None])
-            prompt = _tokens(rng, rng.randrange(1, 200))
+            prompt = _tokens(rng, rng.randrange(1, 40))
             if program is not None:
-                texts[program] = prompt = (texts[program] + prompt)[-600:]
+                texts[program] = prompt = (texts[program] + prompt)[-200:]
             meta = {
                 "tenant": rng.choice("uvw"),
                 "weight": rng.choice([1.0, 2.0]),
@@ -62,7 +64,7 @@ def _mixed_load(engine: LiveEngine, decisions: int, rng: random.Random) -> None:
             }
             here.append(f"{number}-{done}")
             done += 1
-            engine.add(here[-1], prompt, rng.randrange(1, 60), meta)
+            engine.add(here[-1], prompt, rng.randrange(1, 80), meta)
         if here and rng.random() < 0.02:
             engine.abort([here.pop(rng.randrange(len(here)))])
         finished = set(engine.step())

@@ -48,7 +48,7 @@ def open_step_log(scheduler: Any, options: SchedulerOptions) -> StepLogWriter | 
         max_num_seqs=scheduler.max_num_active_reqs,
         max_num_batched_tokens=scheduler.max_num_scheduled_tokens,
         block_size=scheduler.block_size,
-        num_blocks=scheduler.cache_config.num_gpu_blocks - 1,  # vLLM keeps one for itself
+        num_blocks=scheduler.kv_cache_config.num_blocks - 1,  # vLLM keeps one for itself
         prefix_caching=bool(scheduler.cache_config.enable_prefix_caching),
         model=asdict(options.model),
         knobs=options.knobs,
