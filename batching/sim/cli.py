@@ -9,7 +9,6 @@ from typing import Any
 
 from burrstone.batching.sim.cli_flags import (
     Flags,
-    at_least_zero,
     count,
     fraction,
     knob,
@@ -36,8 +35,7 @@ _FLEET_EXAMPLES = """\
 examples:
   burrstone sim fleet --rate 100 --ttft-s 1 --tpot-s 0.05             the smallest fleet, policy by policy
   burrstone sim fleet --rate 100 --price 2.5 --accelerators-per-engine 8        and what it costs
-  burrstone sim fleet --engines 10000 --accelerators-per-engine 8 --rate 30000  this fleet: does it hold?
-  burrstone sim fleet --rate 100 --fail-engines 4 --at-s 300 --for-s 120        when a rack goes away
+  burrstone sim fleet --engines 1000 --accelerators-per-engine 8 --rate 3000 --duration-s 60   does it hold?
   burrstone sim fleet --neuron --workload trace:azure_llm_2023_conv.csv         which graphs to compile
 """
 
@@ -104,7 +102,7 @@ def _add_run(flags: Flags) -> None:
         help="engines behind one router [%(default)s]",
     )
     flags.add(
-        "--router", default="least-load", metavar="NAME", help="router policy, with several engines [%(default)s]"
+        "--router", default="round-robin", metavar="NAME", help="router policy, with several engines [%(default)s]"
     )
     flags.add(
         "--mode",
@@ -117,7 +115,7 @@ def _add_run(flags: Flags) -> None:
 
 def _add_fleet(flags: Flags) -> None:
     _add_policies(flags, ["fcfs", "slo"])
-    flags.add("--router", action="extend", type=names, metavar="NAME", help="router policies to compare [least-load]")
+    flags.add("--router", action="extend", type=names, metavar="NAME", help="router policies to compare [round-robin]")
     _add_traffic(flags)
     flags.add(
         "--rate",
@@ -127,6 +125,7 @@ def _add_fleet(flags: Flags) -> None:
     )
     _add_slo(flags)
     _add_engine(flags)
+    flags.parser.set_defaults(mode="macro")
     fleet = flags.group("fleet")
     fleet.add(
         "--engines", type=count("engines"), metavar="N", help="simulate this fleet; without it, find the smallest one"
@@ -144,7 +143,6 @@ def _add_fleet(flags: Flags) -> None:
     fleet.add(
         "--price", type=positive("money per accelerator and hour"), metavar="P", help="of an accelerator, an hour"
     )
-    _add_trouble(flags)
     neuron = flags.group("static shapes")
     neuron.add("--neuron", action="store_true", help="also: which graphs to compile for this traffic")
     neuron.add(
@@ -152,18 +150,6 @@ def _add_fleet(flags: Flags) -> None:
     )
     neuron.add("--max-model-len", type=count("tokens"), metavar="N", help="the model's maximum [the longest prompt]")
     _add_output(flags)
-
-
-def _add_trouble(flags: Flags) -> None:
-    trouble = flags.group("failures and autoscaling")
-    trouble.add("--fail-engines", type=count("engines that fail"), metavar="N", help="so many engines fail")
-    trouble.add("--at-s", type=at_least_zero("seconds"), metavar="T", help="then [a third of the duration]")
-    trouble.add("--for-s", type=positive("seconds"), metavar="D", help="for so long [60]")
-    trouble.add("--autoscale", action="store_true", help="engines come and go with the load")
-    trouble.add("--min-engines", type=count("engines"), metavar="N", default=1, help="never fewer [%(default)s]")
-    trouble.add(
-        "--start-s", type=positive("seconds"), metavar="S", default=60.0, help="until a new one serves [%(default)s]"
-    )
 
 
 def _add_calibrate(flags: Flags) -> None:

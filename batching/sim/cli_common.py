@@ -9,6 +9,7 @@ from pathlib import Path
 from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL
 from burrstone.batching.errors import UsageError
 from burrstone.batching.policies.spec import Knobs, PolicySpec
+from burrstone.batching.routing.spec import RouterSpec, router_policy
 from burrstone.batching.sim.cli_calibrate import load_step_model
 from burrstone.batching.sim.cli_traffic import DEFAULT_TPOT_S, DEFAULT_TTFT_S
 from burrstone.batching.sim.spec import EngineSpec
@@ -43,6 +44,14 @@ def _knobs(given: Sequence[tuple[str, float]]) -> Knobs:
         return Knobs.from_dict(dict(given))
     except UsageError as error:
         raise UsageError(f"--knob: {error}") from error
+
+
+def router_of(name: str) -> RouterSpec:
+    """The router policy of that name. Raises UsageError with the nearest one."""
+    try:
+        return router_policy(name)
+    except UsageError as error:
+        raise UsageError(f"--router: {error}") from error
 
 
 def slo_text(arguments: argparse.Namespace) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from burrstone.batching.sim.cli_common import engine_facts, engine_specs, write_report
+from burrstone.batching.sim.cli_common import engine_facts, engine_specs, router_of, write_report
 from burrstone.batching.sim.cli_output import ProgressBar, print_json, print_table
+from burrstone.batching.sim.cli_serve import serve
 from burrstone.batching.sim.cli_traffic import Traffic, print_workloads
 from burrstone.batching.sim.contenders import Trial, contender, trial
 from burrstone.batching.sim.measures import interval
@@ -24,7 +25,6 @@ from burrstone.batching.sim.report import (
     timeline_section,
 )
 from burrstone.batching.sim.report_page import Origin, Section, page
-from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
 
 MAX_TENANTS = 10
@@ -82,10 +82,14 @@ def _cell(
         def on_progress(ended: int, place: int = place, size: int = size, text: str = text) -> None:
             progress((place + ended / size) / len(arguments.seeds), text)
 
-        result = simulate(spec, workload, arguments.mode, on_progress)
+        result = serve(arguments.mode, spec, router_of(arguments.router), arguments.engines, workload, on_progress)
         trials.append(trial(seed, workload, result, arguments.duration_s))
     found = contender(
-        spec.policy, trials, arguments.duration_s, float(spec.num_blocks * spec.block_size), traffic.tenant_names
+        spec.policy,
+        trials,
+        arguments.duration_s,
+        float(spec.num_blocks * spec.block_size * arguments.engines),
+        traffic.tenant_names,
     )
     offered_rate = rate or float(np.mean([len(t.workload) for t in trials])) / arguments.duration_s
     return Cell(spec.policy, offered_rate, tuple(trials), found)

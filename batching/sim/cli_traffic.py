@@ -188,12 +188,12 @@ def stretch(whole: Workload, duration_s: float, seed: int) -> Workload:
     if spare_s <= 0:
         return whole
     start_s = float(np.random.default_rng(seed).uniform(0.0, spare_s))
-    begins_s = whole.arrival_s[_roots(whole.after)]
+    begins_s = whole.arrival_s[roots(whole.after)]
     part = whole.take(np.flatnonzero((begins_s >= start_s) & (begins_s < start_s + duration_s)))
     return replace(part, arrival_s=part.arrival_s - start_s)
 
 
-def _roots(after: Ints) -> Ints:
+def roots(after: Ints) -> Ints:
     """The first request of each one's chain."""
     roots = np.arange(len(after))
     for row in np.flatnonzero(after >= 0):

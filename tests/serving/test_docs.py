@@ -2,13 +2,14 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from burrstone.serving.cli.main import build_parser
+from burrstone.serving.cli.main import build_parser, main
 from burrstone.serving.docs import pages
 from harness import Server
 
@@ -46,6 +47,27 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         build_parser().parse_args([command, "--help"])
     assert stopped.value.code == 0
     assert command in capsys.readouterr().out
+
+
+def test_the_simulator_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, on less traffic."""
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(line)[1:] for line in block("sh", "burrstone sim run").splitlines()]
+    assert commands
+    for command in commands:
+        assert main([*command, "--duration-s", "10"]) == 0
+    assert (tmp_path / "slo.html").exists()
+
+
+@pytest.mark.parametrize("source", ["docs/scheduling.md", "batching/sim/cli.py"])
+def test_simulator_examples_name_flags_that_exist(source: str) -> None:
+    lines = re.findall(r"^ *(burrstone sim \w+ .*)$", (ROOT / source).read_text(), re.MULTILINE)
+    # What follows a wide gap or a # says what the command is for.
+    examples = [part for line in lines for part in re.split(r"\s{2,}|#", line)[0].split(" && ")]
+    assert len(examples) >= 4
+    for example in examples:
+        _, unknown = build_parser().parse_known_args(shlex.split(example)[1:])
+        assert unknown == [], example
 
 
 @pytest.mark.engine

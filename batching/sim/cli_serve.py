@@ -1,0 +1,76 @@
+"""Several engines behind one router, for `sim run --engines` and `sim fleet`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from burrstone.batching.core.hashing import SEED, fold
+from burrstone.batching.errors import UsageError
+from burrstone.batching.routing.spec import RouterSpec
+from burrstone.batching.sim.cli_traffic import roots
+from burrstone.batching.sim.run import Mode, Result, simulate
+from burrstone.batching.sim.spec import EngineSpec
+from burrstone.batching.sim.workload_types import Workload
+
+_COLUMNS = (
+    *("arrival_s", "scheduled_s", "first_token_s", "ended_s"),
+    *("output_tokens", "cached_tokens", "preemptions", "finished"),
+)
+
+
+def serve(
+    mode: Mode,
+    spec: EngineSpec,
+    router: RouterSpec,
+    engines: int,
+    workload: Workload,
+    on_progress: Callable[[int], None],
+) -> Result:
+    """What becomes of the workload on these engines. Raises UsageError for what is not simulated."""
+    if engines == 1:
+        return simulate(spec, workload, mode, on_progress)
+    if router.name != "round-robin":
+        raise UsageError(
+            f"--router {router.name}: only round-robin is simulated for several engines; leave --router out"
+        )
+    return _in_turn(mode, spec, engines, workload, on_progress)
+
+
+def _in_turn(
+    mode: Mode,
+    spec: EngineSpec,
+    engines: int,
+    workload: Workload,
+    on_progress: Callable[[int], None],
+) -> Result:
+    """Round-robin needs no view of the engines, so each can be simulated alone. Programs stay on their engine."""
+    first = roots(workload.after)
+    turn = np.cumsum(first == np.arange(len(first)))[first] % engines
+    parts = [rows for rows in (np.flatnonzero(turn == engine) for engine in range(engines)) if len(rows)]
+    results, done = [], 0
+    for rows in parts:
+        results.append(simulate(spec, workload.take(rows), mode))
+        done += len(rows)
+        on_progress(done)
+    columns: dict[str, Any] = {}
+    for name in _COLUMNS:
+        columns[name] = np.empty(len(workload), getattr(results[0], name).dtype)
+        for rows, result in zip(parts, results, strict=True):
+            columns[name][rows] = getattr(result, name)
+    sums = ("busy_s", "steps", "num_preemptions", "hit_tokens", "asked_tokens")
+    return Result(
+        **columns,
+        **{name: sum(getattr(result, name) for result in results) for name in sums},
+        makespan_s=max(result.makespan_s for result in results),
+        outcome_hash=_folded([result.outcome_hash for result in results]),
+        plan_hash=_folded([result.plan_hash for result in results]),
+    )
+
+
+def _folded(hashes: list[int]) -> int:
+    """One hash of all engines', in their order."""
+    folded = SEED
+    for value in hashes:
+        folded = np.uint64(fold(folded, np.uint64(value).astype(np.int64)))
+    return int(folded)
