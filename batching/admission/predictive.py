@@ -1,6 +1,5 @@
 """Refuse early rather than late: whoever would get the first token after the class's target is told when to come back."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +12,6 @@ from burrstone.batching.core.step_model import StepModel
 REASON = "ttft"
 # Whoever comes back a little too early is refused twice; a little too late is not noticed.
 _MARGIN = 1.05
-# How far predictions are off is learnt from the last twenty or so, and never believed beyond a factor of four.
-_DRIFT_WEIGHT = 0.05
-_MAX_DRIFT = 4.0
 
 
 class Prediction(NamedTuple):
@@ -32,7 +28,7 @@ class Prediction(NamedTuple):
 class Predictive(Admission):
     """Takes everybody whose class has no `ttft_s`, and everybody until the engine's rate is known.
 
-    How late the last first tokens came, against what was predicted, corrects the next prediction. A prompt that alone takes longer than its class's target is let in when nothing is ahead of it: waiting would not help.
+    A prompt that alone takes longer than its class's target is let in when nothing is ahead of it: waiting would not help.
     """
 
     name = "predictive"
@@ -41,19 +37,10 @@ class Predictive(Admission):
         super().__init__()
         self.rate = ServiceRate(model)
         self._backlog = PrefillBacklog()
-        self._asked: dict[int, tuple[float, float]] = {}  # seq -> when, and the uncorrected prediction
         self._started: dict[int, tuple[float, float]] = {}  # seq -> when, and prefill tokens up to its own last one
-        self._log_drift = 0.0
 
     def predict(self, request: GateRequest, view: GateView, now_s: float) -> Prediction:
         """The first token's delay if the request were let in now."""
-        return self._corrected(self._uncorrected(request, view, now_s))
-
-    def _corrected(self, raw: Prediction) -> Prediction:
-        drift = math.exp(self._log_drift)
-        return Prediction(drift * raw.wait_s, drift * raw.own_s)
-
-    def _uncorrected(self, request: GateRequest, view: GateView, now_s: float) -> Prediction:
         rate = self.rate
         tokens = self._backlog.tokens(rate.prefill_token_s, now_s) + view.ahead_prompt_tokens
         wait_s = tokens * rate.prefill_token_s
@@ -64,14 +51,12 @@ class Predictive(Admission):
         return Prediction(wait_s, rate.base_s + request.prompt_tokens * rate.prefill_token_s)
 
     def _judge(self, request: GateRequest, view: GateView, now_s: float) -> Decision:
-        if not self.rate.known:
+        if request.ttft_s is None or not self.rate.known:
             return taken(request, view)
-        raw = self._uncorrected(request, view, now_s)
-        predicted = self._corrected(raw)
+        predicted = self.predict(request, view, now_s)
         # However long the prompt takes by itself, more than an empty engine cannot be waited for.
-        spare_s = math.inf if request.ttft_s is None else max(0.0, request.ttft_s - predicted.own_s)
+        spare_s = max(0.0, request.ttft_s - predicted.own_s)
         if predicted.wait_s <= spare_s:
-            self._asked[request.seq] = (now_s, raw.ttft_s)
             return taken(request, view)
         return Reject(_MARGIN * (predicted.wait_s - spare_s) + self._grain_s(view), REASON)
 
@@ -89,13 +74,8 @@ class Predictive(Admission):
         start_s, prefill_tokens = self._started[request.seq]
         self._backlog.remove(request.seq, now_s)
         self.rate.observe(prefill_tokens, 0, now_s - start_s)
-        asked_s, predicted_s = self._asked.pop(request.seq, (now_s, 0.0))
-        if predicted_s > 0.0:
-            drift = min(_MAX_DRIFT, max(1.0 / _MAX_DRIFT, (now_s - asked_s) / predicted_s))
-            self._log_drift += _DRIFT_WEIGHT * (math.log(drift) - self._log_drift)
 
     def left(self, request: GateRequest, output_tokens: int, now_s: float, *, started: bool, finished: bool) -> None:
-        self._asked.pop(request.seq, None)
         if not started:
             return
         start_s, prefill_tokens = self._started.pop(request.seq)
@@ -108,18 +88,9 @@ class Predictive(Admission):
 
     def _save(self, now_s: float) -> dict[str, Any]:
         started = [[seq, now_s - start_s, tokens] for seq, (start_s, tokens) in self._started.items()]
-        asked = [[seq, now_s - asked_s, predicted_s] for seq, (asked_s, predicted_s) in self._asked.items()]
-        return {
-            "rate": self.rate.save(),
-            "backlog": self._backlog.save(now_s),
-            "started": started,
-            "asked": asked,
-            "log_drift": self._log_drift,
-        }
+        return {"rate": self.rate.save(), "backlog": self._backlog.save(now_s), "started": started}
 
     def _load(self, saved: Mapping[str, Any], now_s: float) -> None:
         self.rate.load(saved["rate"])
         self._backlog.load(saved["backlog"], now_s)
         self._started = {seq: (now_s - age_s, tokens) for seq, age_s, tokens in saved["started"]}
-        self._asked = {seq: (now_s - age_s, predicted_s) for seq, age_s, predicted_s in saved["asked"]}
-        self._log_drift = saved["log_drift"]

@@ -7,8 +7,8 @@ import numpy as np
 
 from burrstone.batching.core.step_model import StepModel, prefill_seconds
 
-# Each observation weighs this much less with every one that follows: the last hundred or so decide.
-_FORGET = 0.99
+# Each observation weighs this much less with every one that follows: the last fifty or so decide.
+_FORGET = 0.98
 _SEAT_FORGET = 0.95
 _MIN_OBSERVATIONS = 8
 # Features are brought to the same size, so that one small ridge settles what the data leave open.

@@ -175,5 +175,6 @@ def test_refusals_are_right_and_retry_after_holds(
         again = line.ask(prompt, 1, ttft_s)
         assert not isinstance(again, Reject) or again.retry_after_s < 0.25
     line.run_to(NEVER)
-    late = [seq for seq, took_s in line.ttft_s.items() if seq > before and took_s > 1.5 * ttft_s + 0.6]
+    # A prompt takes up to 0.67 s by itself, which an idle engine lets pass whatever its target.
+    late = [seq for seq, took_s in line.ttft_s.items() if seq > before and took_s > 1.5 * ttft_s + 0.67]
     assert len(late) <= 2
