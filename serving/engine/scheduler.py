@@ -201,12 +201,13 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         return self._steps[-1]
 
     def _unblock(self, now_s: float) -> None:
-        """Whose grammar is ready has come now, behind all others; under `fcfs` it keeps the place that vLLM gave it."""
+        """Whose grammar is ready has come now, behind all others; under `fcfs` vLLM sees to place, start and failure."""
+        neutral = self.ledger.policy.spec.neutral
         for request in list(self._blocked.values()):
-            if self._handle_blocked_waiting_request(request):
+            if _has_grammar(request) if neutral else self._handle_blocked_waiting_request(request):
                 del self._blocked[request.request_id]
                 self.ledger.arrived(request, now_s)
-                if not self.ledger.policy.spec.neutral:
+                if not neutral:
                     self.waiting.remove(request)
                     self.waiting.append(request)
 
@@ -309,6 +310,10 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         busy = bool(self.running or self._parked)
         younger_than_s = float(self.ledger.policy.requests[entry.row]["program_arrival_s"]) if busy else -math.inf
         return kept.allocate_waiting(entry.program, younger_than_s, request, *args, **kwargs)
+
+
+def _has_grammar(request: Any) -> bool:
+    return not isinstance(request.structured_output_request.grammar, Exception | None)
 
 
 _CANCELLED = (vllm.RequestStatus.FINISHED_ABORTED, vllm.RequestStatus.FINISHED_ERROR)

@@ -16,6 +16,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
+from vllm.v1.structured_output.request import StructuredOutputRequest
 
 from burrstone.serving.engine import scheduler as ours
 from burrstone.serving.engine import vllm_core_compat as vllm
@@ -91,6 +92,15 @@ def test_a_step_gives_out_its_budget_and_seats_as_we_count_on() -> None:
     assert "preempted_req = self.running.pop()" in schedule, "the last running request is preempted first"
     assert "if not preempted_reqs and" in schedule, "nobody is admitted in a step that preempts"
     assert "self.running.append(request)" in schedule, "who is admitted stands behind who runs"
+
+
+@contract("Scheduler", "RequestStatus")
+def test_a_request_waits_for_its_grammar_in_the_queue() -> None:
+    assert parameters(vllm.Scheduler._handle_blocked_waiting_request) == ["self", "request"]
+    handle = source(vllm.Scheduler._handle_blocked_waiting_request)
+    assert "request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR" in handle
+    assert "self.grammar_compile_error_reqs.add(request.request_id)" in handle
+    assert isinstance(StructuredOutputRequest.grammar, property)
 
 
 @contract("RequestStatus")
