@@ -48,7 +48,7 @@ def _mixed_load(engine: LiveEngine, decisions: int, rng: random.Random) -> None:
     here: list[str] = []
     texts = {program: _tokens(rng, 30) for program in "abcdef"}
     done = 0
-    for number in range(decisions):
+    while engine.scheduler.counters.steps < decisions:
         while len(here) < _OUTSTANDING and rng.random() < 0.2:
             program = rng.choice([*texts, None, None, None])
             prompt = _tokens(rng, rng.randrange(1, 40))
@@ -62,7 +62,7 @@ def _mixed_load(engine: LiveEngine, decisions: int, rng: random.Random) -> None:
                 "tpot_s": rng.choice([None, 0.05]),
                 "program_id": program,
             }
-            here.append(f"{number}-{done}")
+            here.append(str(done))
             done += 1
             engine.add(here[-1], prompt, rng.randrange(1, 80), meta)
         if here and rng.random() < 0.02:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,36 +78,38 @@ class PolicyLedger:
         if self._logged:
             self.events.append(_arrived(arrival, seq, arrival_s, request.block_hashes))
 
-    def rows(self, requests: Iterable[Any]) -> list[int]:
-        """Their rows, in the same order."""
+    def rows(self, requests: Collection[Any]) -> np.ndarray:
+        """Their rows, in the same order: int64."""
         # By the object, not by its id: hundreds wait, and to look into each costs a cache miss or five.
-        return list(map(self._rows.__getitem__, requests))
+        return np.fromiter(map(self._rows.__getitem__, requests), np.int64, len(requests))
 
-    def requests(self, rows: Iterable[int]) -> list[Any]:
+    def requests(self, rows: np.ndarray) -> list[Any]:
         """Their requests, in the same order."""
-        known = self._requests
-        return [known[row] for row in rows]
+        return list(map(self._requests.__getitem__, rows.tolist()))
 
     def plan(
         self,
-        waiting: Sequence[int],
-        running: Sequence[int],
+        waiting: np.ndarray,
+        running: np.ndarray,
         running_requests: Sequence[Any],
         *,
         free_slots: int,
         free_blocks: int,
         now_s: float,
     ) -> Plan:
-        """The policy's decision, on counters as vLLM has them. Tokens on their way count as there."""
-        running_rows = np.array(running, dtype=np.int64)
-        if running:
+        """The policy's decision, on counters as vLLM has them; waiting and running stay as they are.
+
+        Tokens on their way count as there.
+        """
+        if running_requests:
             table = self.policy.requests
-            table["computed_tokens"][running_rows] = [request.num_computed_tokens for request in running_requests]
-            table["output_tokens"][running_rows] = [
+            table["computed_tokens"][running] = [request.num_computed_tokens for request in running_requests]
+            table["output_tokens"][running] = [
                 request.num_output_tokens + request.num_output_placeholders for request in running_requests
             ]
-        waiting_rows = np.array(waiting, dtype=np.int64)
-        return self.policy.plan(waiting_rows, running_rows, free_slots=free_slots, free_blocks=free_blocks, now_s=now_s)
+        return self.policy.plan(
+            waiting.copy(), running.copy(), free_slots=free_slots, free_blocks=free_blocks, now_s=now_s
+        )
 
     def admitted(self, request: Any, cached_tokens: int, now_s: float) -> None:
         """It starts to run."""

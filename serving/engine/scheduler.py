@@ -173,22 +173,17 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         ledger = self.ledger
         if self._blocked:
             self._unblock(now_s)
-        startable = [r for r in self.waiting if r.request_id not in self._blocked] if self._blocked else self.waiting
-        waiting, running = ledger.rows(startable), ledger.rows(self.running)
+        free_slots = self.max_num_active_reqs - len(self.running) - self.num_waiting_for_streaming_input
         free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        plan = ledger.plan(
-            waiting,
-            running,
-            self.running,
-            free_slots=self.max_num_active_reqs - len(running) - self.num_waiting_for_streaming_input,
-            free_blocks=free_blocks,
-            now_s=now_s,
-        )
+        # Without a free slot nobody who waits can start, so neither the policy nor vLLM looks at them.
+        startable = () if free_slots <= 0 else self._startable() if self._blocked else self.waiting
+        waiting, running = ledger.rows(startable), ledger.rows(self.running)
+        plan = ledger.plan(waiting, running, self.running, free_slots=free_slots, free_blocks=free_blocks, now_s=now_s)
         num_served = len(running) - plan.parked
-        order, queue = plan.running.tolist(), plan.waiting.tolist()
-        arranged = self.running if order == running else ledger.requests(order)
-        if queue != waiting or (self._blocked and not ledger.policy.spec.neutral):
-            requests = ledger.requests(queue)
+        arranged = self.running if (plan.running == running).all() else ledger.requests(plan.running)
+        set_aside = bool(self._blocked) and not ledger.policy.spec.neutral
+        if free_slots > 0 and (set_aside or (plan.waiting != waiting).any()):
+            requests = ledger.requests(plan.waiting)
             self._aside = list(self._blocked.values())
             self.waiting.clear()
             self.waiting.extend(requests)
@@ -199,6 +194,9 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         self.max_num_scheduled_tokens = plan.budget
         self._steps.append(Step(now_s, plan.hash, free_blocks, num_served, plan.parked))
         return self._steps[-1]
+
+    def _startable(self) -> list[Any]:
+        return [request for request in self.waiting if request.request_id not in self._blocked]
 
     def _unblock(self, now_s: float) -> None:
         """Whose grammar is ready has come now, behind all others; under `fcfs` vLLM sees to place, start and failure."""

@@ -15,9 +15,9 @@ from burrstone.serving.config import ConfigError, SchedulerConfig
 SCHEDULER_ENV = "BURRSTONE_SCHEDULER"
 SCHEDULER_CLS = "burrstone.serving.engine.scheduler.make_scheduler"
 
-# SmolLM2 135M in bfloat16 on two CPU cores, fitted to a step log of vLLM 0.32.
+# SmolLM2 135M in bfloat16 on two CPU cores without AMX, fitted by `burrstone sim calibrate`'s method to 990 logged steps.
 CPU_STEP_MODEL = StepModel(
-    base_s=0.012, prefill_token_s=4.0e-4, decode_seq_s=1.2e-3, kv_token_s=4.0e-7, attention_pair_s=1.0e-7
+    base_s=0.0189, prefill_token_s=6.2e-4, decode_seq_s=4.5e-4, kv_token_s=2.6e-6, attention_pair_s=5.2e-7
 )
 
 
