@@ -48,7 +48,7 @@ def _mixed_load(engine: LiveEngine, decisions: int, rng: random.Random) -> None:
     here: list[str] = []
     texts = {program: _tokens(rng, 30) for program in "abcdef"}
     done = 0
-    while engine.scheduler.counters.steps < decisions:
+    while engine.scheduler.counters.steps < decisions and not engine.scheduler.watchdog.fallen:
         while len(here) < _OUTSTANDING and rng.random() < 0.2:
             program = rng.choice([*texts, None, None, None])
             prompt = _tokens(rng, rng.randrange(1, 40))
