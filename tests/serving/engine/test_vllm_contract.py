@@ -71,7 +71,9 @@ def test_our_stat_logger_sees_statistics_before_vllms_own() -> None:
     assert list(parameters(vllm.StatLoggerBase.record))[1:3] == ["scheduler_stats", "iteration_stats"]
     assert "stat_loggers" in parameters(vllm.AsyncLLM.from_engine_args)
     made = textwrap.dedent(inspect.getsource(StatLoggerManager.__init__))
-    assert made.index("extend(custom_stat_loggers)") < made.index("stat_logger_factories.append(default_logger_factory)")
+    assert made.index("extend(custom_stat_loggers)") < made.index(
+        "stat_logger_factories.append(default_logger_factory)"
+    )
     assert made.index("for stat_logger_factory in") < made.index("PrometheusStatLogger(vllm_config")
 
 
