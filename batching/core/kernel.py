@@ -8,10 +8,12 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from numba.core import config as numba_config
+
+from burrstone.batching.core.parts import Kernel
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _ROOM = Path(__file__).parents[1]
@@ -51,10 +53,14 @@ def lean_kernel(function: _F) -> _F:
 
 
 def _compiled(function: _F, **options: bool) -> _F:
-    if _FOLDER is None:
-        return numba.njit(**options)(function)
-    before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, str(_FOLDER)
-    try:
-        return numba.njit(cache=True, **options)(function)
-    finally:
-        numba_config.CACHE_DIR = before
+    if numba_config.DISABLE_JIT:
+        return function
+    # Nobody takes the address of a kernel, as a C function would be needed for.
+    whole = numba.njit(no_cfunc_wrapper=True, **options)(function)
+    if _FOLDER is not None:
+        before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, str(_FOLDER)
+        try:
+            whole.enable_caching()
+        finally:
+            numba_config.CACHE_DIR = before
+    return cast(_F, Kernel(function, whole, options))
