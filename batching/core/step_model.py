@@ -42,7 +42,7 @@ class StepModel:
 
 # An 8B model in bfloat16 on one 96 GB GPU, fitted to public recordings of vLLM 0.19 (LLMServingSim's RTX PRO 6000 run).
 DEFAULT_STEP_MODEL = StepModel(
-    base_s=0.0105, prefill_token_s=5.6e-5, decode_seq_s=5.0e-5, kv_token_s=1.0e-7, attention_pair_s=2.0e-10
+    base_s=0.0136, prefill_token_s=3.75e-5, decode_seq_s=5.37e-5, kv_token_s=5.87e-8, attention_pair_s=1.97e-10
 )
 
 
