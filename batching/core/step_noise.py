@@ -7,7 +7,7 @@ begin at random places, which keeps both how large they are and how they follow 
 import numpy as np
 from numpy.typing import NDArray
 
-from burrstone.batching.core.kernel import kernel
+from burrstone.batching.core.kernel import lean_kernel
 from burrstone.batching.core.rng import uniform_at
 
 _STRETCH_STEPS = 64
@@ -15,7 +15,7 @@ MAX_RATIOS = 4096
 NO_NOISE: NDArray[np.float64] = np.ones(1)
 
 
-@kernel
+@lean_kernel
 def noise_ratio(ratios: np.ndarray, seed: np.uint64, step: int) -> float:
     """Elapsed over modelled seconds of the step-th step. ratios: [n] float64 in recorded order; NO_NOISE gives 1."""
     size = len(ratios)

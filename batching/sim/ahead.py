@@ -13,6 +13,7 @@ import numpy as np
 from burrstone.batching.core.kernel import kernel
 from burrstone.batching.core.requests import NEVER_S
 from burrstone.batching.core.step_model import step_seconds
+from burrstone.batching.core.step_noise import noise_ratio
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.drive import fill
 from burrstone.batching.sim.engine import add, complete, finish, schedule
@@ -41,7 +42,8 @@ MARKS = np.dtype(
 class AheadResult:
     """One entry a request, in the workload's order. queued_s: when its engine took it in, between two steps.
 
-    ttft_parts, tpot_parts: [requests, 5], what its TTFT and TPOT are made of: times the coefficients they are seconds.
+    ttft_parts, tpot_parts: [requests, 5], what its TTFT and TPOT are made of: times the coefficients they are seconds,
+    where steps do not scatter.
     """
 
     queued_s: Floats
@@ -153,6 +155,7 @@ def _step_together(world: World, work: np.ndarray) -> None:
         attention_pairs = max(attention_pairs, engine["attention_pairs"])
     work += np.array([1.0, prefill_tokens, decode_seqs, kv_tokens, attention_pairs])
     seconds = step_seconds(engines[0]["model"], prefill_tokens, decode_seqs, kv_tokens, attention_pairs)
+    seconds *= noise_ratio(world.step_ratios, engines[0]["noise_seed"], int(work[0]))
     now_s = engines[0]["now_s"] + seconds
     for e in range(len(engines)):
         engines[e]["now_s"] = now_s

@@ -11,6 +11,7 @@ from burrstone.batching.core.hashing import fold
 from burrstone.batching.core.kernel import kernel, lean_kernel
 from burrstone.batching.core.requests import NEVER_S, RUNNING, WAITING
 from burrstone.batching.core.step_model import step_seconds
+from burrstone.batching.core.step_noise import noise_ratio
 from burrstone.batching.policies.plan import on_admit, on_arrival, on_finish, on_served, plan, prefilling
 from burrstone.batching.sim import kv, pins, queue
 from burrstone.batching.sim.world import CANCELLED, FINISHED, NOWHERE, World
@@ -61,6 +62,7 @@ def step(world: World, e: int, deciding: bool) -> None:
     seconds = step_seconds(
         model, engine["prefill_tokens"], engine["decode_seqs"], engine["kv_tokens"], engine["attention_pairs"]
     )
+    seconds *= noise_ratio(world.step_ratios, engine["noise_seed"], engine["steps"])
     engine["busy_s"] += seconds
     engine["now_s"] += seconds
     if complete(world, e) > 0:

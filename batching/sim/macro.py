@@ -7,6 +7,7 @@ adds up the same numbers in the same order as single steps do, so both give equa
 
 from burrstone.batching.core.kernel import lean_kernel
 from burrstone.batching.core.step_model import step_seconds
+from burrstone.batching.core.step_noise import noise_ratio
 from burrstone.batching.policies.plan import on_served
 from burrstone.batching.sim import engine as engine_steps
 from burrstone.batching.sim import kv, pins
@@ -75,6 +76,7 @@ def jump(world: World, e: int, steps: int, until_s: float) -> None:
     taken = 0
     while taken < steps and now_s < until_s:
         seconds = step_seconds(model, 0.0, float(running), float(kv_tokens), 0.0)
+        seconds *= noise_ratio(world.step_ratios, engine["noise_seed"], engine["steps"] + taken)
         now_s += seconds
         busy_s += seconds
         kv_tokens += running

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from burrstone.batching.core.requests import NEVER_S, new_tenants
+from burrstone.batching.core.rng import Rng
 from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL, StepModel
+from burrstone.batching.core.step_noise import NO_NOISE
 from burrstone.batching.errors import UsageError
 from burrstone.batching.policies.spec import Knobs, PolicySpec
 from burrstone.batching.sim.world import PIN, PROGRAM, Kv, World, new_engines, new_kv, new_rows
@@ -22,6 +24,8 @@ class EngineSpec:
     num_blocks: int = 100_000
     prefix_caching: bool = False
     step_model: StepModel = DEFAULT_STEP_MODEL
+    step_ratios: tuple[float, ...] = ()  # how steps scattered around the model when it was calibrated; none if empty
+    noise_seed: int = 0
     knobs: Knobs = field(default_factory=Knobs)
     max_pins: int = 256  # finished calls of programs whose KV cache is kept at a time
 
@@ -34,6 +38,8 @@ class EngineSpec:
                 f"engine: max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}), as in vLLM"
             )
+        if any(not ratio > 0 for ratio in self.step_ratios):
+            raise UsageError(f"engine: step_ratios must be > 0, got {min(self.step_ratios)}; calibrate again")
         self.tiers()
 
     def tiers(self) -> PolicySpec:
@@ -77,6 +83,7 @@ def new_world(
         pins=np.zeros((num_engines, num_pins), PIN),
         programs=programs,
         tenants=tenants,
+        step_ratios=np.array(spec.step_ratios) if spec.step_ratios else NO_NOISE,
         block_hashes=np.empty(0, np.uint64) if block_hashes is None else block_hashes,
         kv=_kv(spec, num_engines, num_pins, blocks_per_sequence),
     )
@@ -95,6 +102,8 @@ def _engines(spec: EngineSpec, num_engines: int, hash_tokens: int) -> np.ndarray
     engines["hash_tokens"] = hash_tokens
     engines["model"] = spec.step_model.coefficients()
     engines["policy"] = policy.record()
+    if spec.step_ratios:
+        engines["noise_seed"] = [int(Rng(spec.noise_seed, e).uniform() * 2**53) for e in range(num_engines)]
     return engines
 
 

@@ -48,6 +48,7 @@ ENGINE = np.dtype(
         ("pins", np.int64),  # policy keeps the KV cache of programs between calls
         ("hash_tokens", np.int64),  # tokens that one of the workload's block hashes covers
         ("model", np.float64, (5,)),  # StepModel.coefficients()
+        ("noise_seed", np.uint64),
         ("policy", POLICY),
         ("state", STATE),  # the policy's
         # What it holds.
@@ -140,6 +141,7 @@ class World(NamedTuple):
     pins: np.ndarray  # [engines, max_pins] of PIN
     programs: np.ndarray  # [programs] of PROGRAM, of all engines: each has its calls on one
     tenants: np.ndarray  # [engines, tenants] of TENANT
+    step_ratios: np.ndarray  # [n] float64, elapsed over modelled seconds of recorded steps; NO_NOISE for none
     block_hashes: np.ndarray  # uint64, of the workload's requests, from jobs' hash_start on
     kv: Kv
 

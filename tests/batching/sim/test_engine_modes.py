@@ -1,5 +1,6 @@
 """Skipping steps changes nothing: every policy, programs that come back, clients that leave, KV that runs short."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,8 @@ def specs(draw: st.DrawFn) -> EngineSpec:
         num_blocks=25 + draw(st.integers(0, 80)),
         prefix_caching=draw(st.booleans()),
         step_model=MODEL,
+        step_ratios=draw(st.sampled_from([(), (0.9, 1.0, 2.5, 1.1)])),
+        noise_seed=draw(st.integers(0, 3)),
         max_pins=draw(st.integers(1, 4)),
     )
 
@@ -88,6 +91,19 @@ def test_macro_is_exact(spec: EngineSpec, workload: Workload) -> None:
     assert np.all(exact.ended_s[exact.finished] >= exact.first_token_s[exact.finished])
     assert np.all(exact.first_token_s[exact.finished] > exact.scheduled_s[exact.finished])
     assert np.all(exact.scheduled_s[exact.finished] >= exact.arrival_s[exact.finished])
+
+
+def test_steps_scatter_by_their_seed() -> None:
+    workload = Workload(np.zeros(3), np.full(3, 50), np.full(3, 200))
+    calm = EngineSpec(step_model=MODEL)
+    ratios = (0.9, 1.0, 2.5, 1.1)
+    one, again, other = (
+        simulate(replace(calm, step_ratios=ratios, noise_seed=seed), workload).makespan_s for seed in (1, 1, 2)
+    )
+    assert one == again != other
+    assert one / simulate(calm, workload).makespan_s == pytest.approx(np.mean(ratios), rel=0.05)
+    with pytest.raises(UsageError, match="step_ratios must be > 0, got 0"):
+        EngineSpec(step_ratios=(1.0, 0.0))
 
 
 @settings(max_examples=120, deadline=None)
