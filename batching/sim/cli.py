@@ -208,6 +208,7 @@ def _add_slo(flags: Flags) -> None:
 def _add_engine(flags: Flags) -> None:
     engine = flags.group("engine (as vLLM has it)")
     engine.add("--step-model", type=Path, metavar="FILE", help="of `sim calibrate` [an 8B model, one GPU]")
+    engine.add("--scatter", action="store_true", help="steps scatter as they did when --step-model was calibrated")
     engine.add(
         "--max-num-seqs", type=count("sequences"), default=256, metavar="N", help="requests in a batch [%(default)s]"
     )

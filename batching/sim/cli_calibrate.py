@@ -71,6 +71,16 @@ def load_step_model(path: Path) -> StepModel:
         raise UsageError(f"--step-model {path}: {error}; give a file that `burrstone sim calibrate` wrote") from error
 
 
+def load_step_ratios(path: Path) -> tuple[float, ...]:
+    """How steps scattered around the model in a file that `sim calibrate` wrote."""
+    try:
+        return Calibration.from_dict(json.loads(path.read_text(encoding="utf-8"))).ratios
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"--scatter: {path}: {error}; give a --step-model that `burrstone sim calibrate` wrote"
+        ) from error
+
+
 def _quality(calibration: Calibration, samples: StepSamples) -> dict[str, float]:
     modelled_s = samples.features @ calibration.model.coefficients()
     off = np.abs(samples.elapsed_s / np.maximum(modelled_s, 1e-9) - 1)

@@ -10,7 +10,7 @@ from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL
 from burrstone.batching.errors import UsageError
 from burrstone.batching.policies.spec import Knobs, PolicySpec
 from burrstone.batching.routing.spec import RouterSpec, router_policy
-from burrstone.batching.sim.cli_calibrate import load_step_model
+from burrstone.batching.sim.cli_calibrate import load_step_model, load_step_ratios
 from burrstone.batching.sim.cli_traffic import DEFAULT_TPOT_S, DEFAULT_TTFT_S
 from burrstone.batching.sim.spec import EngineSpec
 
@@ -26,9 +26,19 @@ def engine_specs(arguments: argparse.Namespace) -> list[EngineSpec]:
         num_blocks=arguments.num_blocks,
         prefix_caching=arguments.prefix_caching,
         step_model=model,
+        step_ratios=_step_ratios(arguments),
+        noise_seed=arguments.seeds[0],
         knobs=_knobs(arguments.knob or []),
     )
     return [replace(common, policy=name) for name in dict.fromkeys(names)]
+
+
+def _step_ratios(arguments: argparse.Namespace) -> tuple[float, ...]:
+    if not arguments.scatter:
+        return ()
+    if arguments.step_model is None:
+        raise UsageError("--scatter: the built-in model has none; name a calibrated one with --step-model")
+    return load_step_ratios(arguments.step_model)
 
 
 def policy_of(name: str) -> PolicySpec:

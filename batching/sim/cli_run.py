@@ -82,7 +82,8 @@ def _cell(
         def on_progress(ended: int, place: int = place, size: int = size, text: str = text) -> None:
             progress((place + ended / size) / len(arguments.seeds), text)
 
-        result = serve(arguments.mode, spec, router_of(arguments.router), arguments.engines, workload, on_progress)
+        noisy = replace(spec, noise_seed=seed)
+        result = serve(arguments.mode, noisy, router_of(arguments.router), arguments.engines, workload, on_progress)
         trials.append(trial(seed, workload, result, arguments.duration_s))
     found = contender(
         spec.policy,

@@ -106,6 +106,7 @@ def test_a_trace_is_played_at_the_rate_that_is_asked_for(tmp_path: Path, capsys:
         (["run", "--workload", "trace:nowhere.csv"], "--workload trace:nowhere.csv: no such file"),
         (["run", "--rate", "0.001", "--duration-s", "1"], "no request comes within --duration-s"),
         (["run", "--step-model", "nowhere.json"], "--step-model nowhere.json: "),
+        (["run", "--scatter"], "--scatter: the built-in model has none; name a calibrated one with --step-model"),
         (["run", "--max-num-seqs", "9000"], "max_num_batched_tokens (8192) must be at least max_num_seqs"),
         (["run", *SHORT, "--report", "no/such/folder.html"], "--report no/such/folder.html: No such file"),
         (["calibrate", "nowhere.jsonl"], "STEPLOG nowhere.jsonl: "),
@@ -170,6 +171,18 @@ def test_calibration_finds_the_model_and_run_takes_it(tmp_path: Path, capsys: Ca
     built_in = run_json(capsys, "run", *SHORT, "--policy", "fcfs")
     ttft_s = [run["runs"][0]["all_seeds"]["ttft_s"] for run in (fitted, built_in)]
     assert ttft_s[0] == pytest.approx(ttft_s[1], rel=1e-3)
+
+
+def test_steps_scatter_only_when_asked(tmp_path: Path, capsys: Capture) -> None:
+    model = tmp_path / "model.json"
+    run_json(capsys, "calibrate", str(step_log(tmp_path / "steps.jsonl")), "--out", str(model))
+    given = json.loads(model.read_text())
+    model.write_text(json.dumps(given | {"ratios": [1.0, 4.0]}))
+    calm, rough = (
+        run_json(capsys, "run", *SHORT, "--policy", "fcfs", "--step-model", str(model), *flags)["runs"][0]["all_seeds"]
+        for flags in ((), ("--scatter",))
+    )
+    assert rough["tpot_s"][0] > 2 * calm["tpot_s"][0]
 
 
 def test_calibration_says_what_it_found(tmp_path: Path, capsys: Capture) -> None:
