@@ -167,15 +167,12 @@ class FairQueue:
         return min([waiter.sequences, *bounds])
 
     def _floor(self, priority: int) -> float:
-        """What the least served tenant that waits has had, of this priority; the last one seated where none waits.
+        """What the least served tenant whose turn it could be has had, of this priority; else the last one seated.
 
-        What runs is left out: whoever comes while others hold the seats has had none of them.
+        What runs is left out: whoever comes while others hold the seats has had none of them. So are tenants at their
+        own bound: they fall behind by their terms, and nobody who comes is owed what they did not take.
         """
-        services = [
-            self._settled[tenant]
-            for tenant, line in self._lines.items()
-            if next(iter(line.values())).priority == priority
-        ]
+        services = [self._settled[head.tenant] for head in self._heads() if head.priority == priority]
         return min(services, default=self._lift.get(priority, 0.0))
 
     def _share(self, waiter: Waiter, more: int = 0) -> float:

@@ -74,6 +74,23 @@ def test_idling_earns_no_credit() -> None:
     assert 4 <= sum(seq >= 100 for seq in first) <= 6
 
 
+def test_a_tenant_at_its_bound_earns_no_credit_for_those_who_come_back() -> None:
+    queue = FairQueue(seats=2)
+    for seq in range(2):
+        queue.put(waiter(seq, "bounded", max_concurrent=1))  # one runs throughout, the other waits for it
+    assert queue.pop() is not None
+    for seq in range(10, 60):
+        queue.put(waiter(seq, "busy"))
+    for _ in range(40):
+        one = queue.pop()
+        assert one is not None and one.tenant == "busy"
+        queue.leave(one.seq, one.cost)
+    for seq in range(100, 120):
+        queue.put(waiter(seq, "back"))
+    first = seat_all(queue)[:10]
+    assert 4 <= sum(seq >= 100 for seq in first) <= 6
+
+
 def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_owed() -> None:
     queue = FairQueue(seats=2)
     queue.put(waiter(0, "a", cost=100.0, weight=2.0))
