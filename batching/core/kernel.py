@@ -52,6 +52,14 @@ def lean_kernel(function: _F) -> _F:
     return _compiled(function, _nrt=False)
 
 
+def large(function: _F) -> _F:
+    """Above @kernel or @lean_kernel: callers call it, where they hold a copy of others. For what is long and called from
+    several places."""
+    if isinstance(function, Kernel):
+        function.targetoptions["forceinline"] = False
+    return function
+
+
 def _compiled(function: _F, **options: bool) -> _F:
     if numba_config.DISABLE_JIT:
         return function

@@ -41,6 +41,7 @@ TENANT = np.dtype(
         ("service", np.float64),  # weighted tokens served, per unit of weight
         ("weight", np.float64),
         ("active", np.int64),  # requests waiting or running
+        ("waiting", np.int64),  # of these, requests that wait
         ("lengths", np.float64, (NUM_LENGTH_BUCKETS,)),  # of past outputs: a decaying histogram
         ("gaps", np.float64, (NUM_LENGTH_BUCKETS,)),  # between calls of its programs, in the same manner
         ("program_calls", np.float64),  # that have finished, decaying alike

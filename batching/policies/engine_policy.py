@@ -57,7 +57,10 @@ class EnginePolicy:
     Rows are small integers that the caller keeps; `requests[row]` holds what policies see of a request.
     """
 
-    def __init__(self, spec: PolicySpec, model: StepModel, *, max_step_tokens: int, block_tokens: int) -> None:
+    def __init__(
+        self, spec: PolicySpec, model: StepModel, *, max_step_tokens: int, block_tokens: int, decode_tokens: int = 1
+    ) -> None:
+        """decode_tokens: that a decode takes of a step; more than one where tokens are drafted."""
         self.spec = spec
         self.model = model
         self.max_step_tokens = max_step_tokens
@@ -65,7 +68,7 @@ class EnginePolicy:
         self.requests = new_requests(_FIRST_CAPACITY)
         self.tenants = new_tenants(8)
         self.next_seq = 0
-        self._record = spec.record()
+        self._record = spec.record(decode_tokens=decode_tokens)
         self._coefficients = model.coefficients()
         self._state = new_state()
         self._free = list(range(_FIRST_CAPACITY - 1, -1, -1))
@@ -124,10 +127,7 @@ class EnginePolicy:
 
     def preempted(self, row: int) -> None:
         """The request lost its KV cache and waits again."""
-        request = self.requests[row]
-        request["phase"] = WAITING
-        request["preemptions"] += 1
-        request["computed_tokens"] = 0
+        kernels.on_preempt(self.requests, row, self.tenants)
 
     def served(self, row: int, new_output_tokens: int, now_s: float) -> None:
         """A step, ending now, gave the request so many tokens."""

@@ -39,15 +39,12 @@ def prefill_left_s(request: np.void, limit: int, model: np.ndarray) -> float:
 
 
 @kernel
-def due_s(request: np.void, patience_s: float, model: np.ndarray) -> float:
-    """When the request's next token is due: its first by the deadline, a later one by the pace that is asked for.
-
-    A deadline for the last token leaves the first one so much less as the others take at the very least.
-    """
+def due_s(request: np.void, patience_s: float) -> float:
+    """When the request's next token is due: its first by the deadline, a later one by the pace that is asked for."""
     if request["output_tokens"] == 0:
-        others_s = (request["predicted_tokens"] - 1.0) * (model[0] + model[2])
-        due = min(request["ttft_deadline_s"], request["deadline_s"] - others_s)
-        return due if due < np.inf else request["arrival_s"] + patience_s
+        if request["ttft_deadline_s"] < np.inf:
+            return min(request["ttft_deadline_s"], request["deadline_s"])
+        return min(request["arrival_s"] + patience_s, request["deadline_s"])
     due = request["first_token_s"] + request["output_tokens"] * request["tpot_s"]
     if due < np.inf:
         return due
@@ -57,9 +54,7 @@ def due_s(request: np.void, patience_s: float, model: np.ndarray) -> float:
 @kernel
 def hopeless(request: np.void, limit: int, patience_s: float, now_s: float, model: np.ndarray) -> bool:
     """Whether its first token would be late even if it had the engine to itself from now on."""
-    return request["output_tokens"] == 0 and now_s + prefill_left_s(request, limit, model) > due_s(
-        request, patience_s, model
-    )
+    return request["output_tokens"] == 0 and now_s + prefill_left_s(request, limit, model) > due_s(request, patience_s)
 
 
 @kernel
@@ -68,7 +63,7 @@ def slo_key(
 ) -> float:
     """Deadline plus weighted remaining work (QoServe); what has lost its deadline goes last, in order of arrival."""
     work_s = prefill_left_s(request, limit, model)
-    due = due_s(request, patience_s, model)
+    due = due_s(request, patience_s)
     if request["output_tokens"] == 0 and now_s + work_s > due:
         return LATER_S + request["arrival_s"]
     return due + work_weight * work_s

@@ -9,6 +9,7 @@ import numpy as np
 
 from burrstone.batching.core.hashing import SEED, fold, fold_requests
 from burrstone.batching.core.kernel import kernel
+from burrstone.batching.core.requests import WAITING
 from burrstone.batching.policies.lengths import observe_length, predict_length
 from burrstone.batching.policies.order import (
     due_s,
@@ -77,10 +78,11 @@ def arrange(
     now_s: float,
     model: np.ndarray,
     tenants: np.ndarray,
+    state: np.void,
+    admitting: bool,
 ) -> None:
-    """Reorder rows[:num_rows] by all tiers. Each sort is stable, so the inner tiers settle what the outer leave open."""
-    if num_rows < 2:
-        return
+    """Reorder rows[:num_rows] by all tiers. Each sort is stable, so the inner tiers settle what the outer leave open.
+    admitting: the rows wait, and the turn of a relegated one may have come."""
     keys = np.empty(num_rows, np.float64)
     for index in range(policy["num_tiers"] - 1, -1, -1):
         tier = tier_of(policy, index)
@@ -94,6 +96,8 @@ def arrange(
             for place in range(num_rows):
                 keys[place] = key_of(policy, tier, requests[rows[place]], limit, now_s, model)
         sort_by(keys, rows, num_rows)
+        if tier == SLO and admitting:
+            promote_relegated(policy, requests, rows, num_rows, limit, now_s, model, state)
 
 
 @kernel
@@ -143,25 +147,28 @@ def slack_budget(
 ) -> int:
     """Tokens that fit into this step before the tightest decode misses its next token (QoServe's dynamic chunk).
 
-    A decode's n-th token is due at first_token_s + n * tpot_s. One that is late already cannot be helped by smaller
-    steps than the smallest chunk gives.
+    A decode's n-th token is due at first_token_s + n * tpot_s. One that cannot catch up any more, however small the
+    steps, holds back nobody; one that can gets the smallest chunks until it has.
     """
-    slack_s = np.inf
     kv_tokens = 0.0
     for place in range(num_decodes):
+        kv_tokens += requests[running[place]]["computed_tokens"]
+    fixed_s = model[0] + model[2] * num_decodes + model[3] * kv_tokens
+    slack_s = np.inf
+    for place in range(num_decodes):
         request = requests[running[place]]
-        kv_tokens += request["computed_tokens"]
         if request["tpot_s"] < np.inf and request["first_token_s"] >= 0.0:
-            due = request["first_token_s"] + request["output_tokens"] * request["tpot_s"]
-            slack_s = min(slack_s, due - now_s)
+            slack = request["first_token_s"] + request["output_tokens"] * request["tpot_s"] - now_s
+            left = max(request["predicted_tokens"] - request["output_tokens"], 1.0)
+            if slack + (left - 1.0) * request["tpot_s"] >= left * fixed_s:
+                slack_s = min(slack_s, slack)
     if slack_s == np.inf:
         return limit
-    fixed_s = model[0] + model[2] * num_decodes + model[3] * kv_tokens
     chunk = policy["min_chunk_tokens"]
     left_s = policy["slack_margin"] * slack_s - fixed_s
     if left_s > 0.0:
         chunk = max(chunk, int(min(left_s / max(model[1], 1e-12), float(limit))))
-    return min(limit, num_decodes + chunk)
+    return min(limit, num_decodes * policy["decode_tokens"] + chunk)
 
 
 @kernel
@@ -175,7 +182,8 @@ def promote_relegated(
     model: np.ndarray,
     state: np.void,
 ) -> None:
-    """Once in a while the oldest request that has lost its deadline goes first, so that none waits for ever."""
+    """Once in a while the oldest request that has lost its deadline goes first, so that none waits for ever. First as
+    far as this tier decides: tiers outside it sort afterwards."""
     state["promoted_seq"] = -1
     if state["admitted_since_relegated"] < policy["relegated_every"]:
         return
@@ -224,7 +232,7 @@ def num_parked(
         ahead_s += prefill_left_s(running, chunk, model)
         if slo_key(running, limit, policy["work_weight"], patience_s, now_s, model) > key:
             parked += 1
-    return parked if now_s + ahead_s > due_s(request, patience_s, model) else 0
+    return parked if now_s + ahead_s > due_s(request, patience_s) else 0
 
 
 @kernel
@@ -256,17 +264,17 @@ def plan(
     if not neutral:
         slo = has_tier(policy, SLO)
         if free_slots > 0:
-            arrange(policy, requests, waiting, num_waiting, limit, now_s, model, tenants)
-            if slo:
-                promote_relegated(policy, requests, waiting, num_waiting, limit, now_s, model, state)
+            arrange(policy, requests, waiting, num_waiting, limit, now_s, model, tenants, state, True)
         num_decodes = decodes_first(requests, running, num_running)
         prefills = running[num_decodes:num_running]
-        arrange(policy, requests, prefills, num_running - num_decodes, limit, now_s, model, tenants)
+        arrange(policy, requests, prefills, num_running - num_decodes, limit, now_s, model, tenants, state, False)
         if free_blocks <= num_running:
-            arrange(policy, requests, running, num_decodes, limit, now_s, model, tenants)
+            arrange(policy, requests, running, num_decodes, limit, now_s, model, tenants, state, False)
         if slo:
             budget = slack_budget(policy, requests, running, num_decodes, limit, now_s, model)
-            if free_slots > 0 and num_waiting > 0 and num_running > num_decodes:
+            # Inside other tiers a running prefill may outrank the waiting request, so nobody is parked there.
+            outermost = policy["tier_0"] == SLO
+            if outermost and free_slots > 0 and num_waiting > 0 and num_running > num_decodes:
                 head = requests[waiting[0]]
                 blocks = (head["prompt_tokens"] + head["output_tokens"] + block_tokens) // block_tokens
                 # Where KV is short the step might preempt, and then admits nobody.
@@ -286,6 +294,7 @@ def on_arrival(policy: np.void, requests: np.ndarray, row: int, tenants: np.ndar
     """A request has come; its row is filled."""
     lift_tenant(requests, row, tenants, state["lift"])
     request = requests[row]
+    tenants[request["tenant"]]["active"] += 1
     if request["predicted_tokens"] < 0.0:
         request["predicted_tokens"] = predict_length(
             tenants[request["tenant"]], policy["length_quantile"], float(request["max_tokens"])
@@ -299,12 +308,23 @@ def on_admit(
     """A waiting request starts to run, for the first time or after a preemption. Prompts are paid once, cached or not
     at the rate of what is computed."""
     request = requests[row]
+    tenants[request["tenant"]]["waiting"] -= 1
     if request["preemptions"] == 0:
         paid = policy["prompt_weight"] * max(request["prompt_tokens"] - cached_tokens, 0)
         state["lift"] = charge(requests, row, paid, tenants)
     state["admitted_since_relegated"] += 1
     if request["seq"] == state["promoted_seq"]:
         state["admitted_since_relegated"] = 0
+
+
+@kernel
+def on_preempt(requests: np.ndarray, row: int, tenants: np.ndarray) -> None:
+    """A running request has lost its KV cache and waits again."""
+    request = requests[row]
+    request["phase"] = WAITING
+    request["preemptions"] += 1
+    request["computed_tokens"] = 0
+    tenants[request["tenant"]]["waiting"] += 1
 
 
 @kernel
@@ -339,5 +359,7 @@ def on_finish(policy: np.void, requests: np.ndarray, row: int, tenants: np.ndarr
     """The request has ended: finished or cancelled."""
     request = requests[row]
     tenants[request["tenant"]]["active"] -= 1
+    if request["phase"] == WAITING:
+        tenants[request["tenant"]]["waiting"] -= 1
     if (has_tier(policy, SJF_RANK) or has_tier(policy, SLO)) and request["output_tokens"] > 0:
         observe_length(tenants[request["tenant"]], float(request["output_tokens"]))

@@ -26,6 +26,7 @@ POLICY = np.dtype(
         ("tier_1", np.int64),
         ("tier_2", np.int64),
         ("tier_3", np.int64),
+        ("decode_tokens", np.int64),
         ("prompt_weight", np.float64),
         ("output_weight", np.float64),
         ("work_weight", np.float64),
@@ -114,9 +115,10 @@ class PolicySpec:
         """Whether it leaves vLLM's own order and budget alone."""
         return self.tiers == ("fcfs",)
 
-    def record(self) -> np.void:
-        """As kernels take it: a record of POLICY."""
+    def record(self, *, decode_tokens: int = 1) -> np.void:
+        """As kernels take it: a record of POLICY. decode_tokens: that a decode takes of a step, drafted ones included."""
         record = np.zeros(1, dtype=POLICY)[0]
+        record["decode_tokens"] = decode_tokens
         record["num_tiers"] = len(self.tiers)
         for index, tier in enumerate(self.tiers):
             record[f"tier_{index}"] = TIER_IDS[tier]

@@ -7,18 +7,18 @@ from burrstone.batching.core.kernel import kernel
 
 @kernel
 def lift_tenant(requests: np.ndarray, row: int, tenants: np.ndarray, lift: float) -> None:
-    """A tenant that comes back from idle starts at the least served active tenant: idling earns no credit."""
+    """A tenant of whom nobody waited starts at the least served tenant that waits: having no work earns no credit."""
     tenant = requests[row]["tenant"]
     tenants[tenant]["weight"] = requests[row]["weight"]
-    if tenants[tenant]["active"] == 0:
+    if tenants[tenant]["waiting"] == 0:
         least = np.inf
         for other in range(tenants.shape[0]):
-            if tenants[other]["active"] > 0 and tenants[other]["service"] < least:
+            if tenants[other]["waiting"] > 0 and tenants[other]["service"] < least:
                 least = tenants[other]["service"]
         if least == np.inf:
             least = lift
         tenants[tenant]["service"] = max(tenants[tenant]["service"], least)
-    tenants[tenant]["active"] += 1
+    tenants[tenant]["waiting"] += 1
 
 
 @kernel

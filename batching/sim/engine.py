@@ -12,7 +12,7 @@ from burrstone.batching.core.kernel import kernel, lean_kernel
 from burrstone.batching.core.requests import NEVER_S, RUNNING, WAITING
 from burrstone.batching.core.step_model import step_seconds
 from burrstone.batching.core.step_noise import noise_ratio
-from burrstone.batching.policies.plan import on_admit, on_arrival, on_finish, on_served, plan, prefilling
+from burrstone.batching.policies.plan import on_admit, on_arrival, on_finish, on_preempt, on_served, plan, prefilling
 from burrstone.batching.sim import kv, pins, queue
 from burrstone.batching.sim.world import CANCELLED, FINISHED, NOWHERE, World
 
@@ -158,11 +158,8 @@ def schedule_running(world: World, e: int, budget: int) -> tuple[int, bool]:
 def preempt(world: World, e: int, row: int) -> None:
     """Out of the running batch and to the front of the queue; all is to be computed again."""
     engine = world.engines[e]
-    request = world.requests[row]
     kv.release(world, e, row)
-    request["phase"] = WAITING
-    request["computed_tokens"] = 0
-    request["preemptions"] += 1
+    on_preempt(world.requests, row, world.tenants[e])
     engine["preemptions"] += 1
     note(world, e, PREEMPTED, row)
     pins.call_moves(world, e, row, 1, -1)

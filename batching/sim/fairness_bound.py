@@ -21,9 +21,13 @@ class Load:
     """A random load: requests as (step of arrival, tenant, prompt, output), and the engine that they come to."""
 
     requests: list[tuple[int, int, int, int]]
-    num_tenants: int
+    weights: tuple[float, ...]  # one a tenant
     num_slots: int
     batch_tokens: int
+
+    @property
+    def num_tenants(self) -> int:
+        return len(self.weights)
 
 
 @dataclass(slots=True)
@@ -35,22 +39,30 @@ class _Pair:
 
 
 def random_load(seed: int) -> Load:
-    """Two to four tenants, one of them greedy, with lengths of their own."""
+    """Two to four tenants with lengths and weights of their own. Tenant 0 always asks for more than there is; tenant 1,
+    in every second load, keeps one small request alive for long and then comes with a burst of its own."""
     rng = Rng(seed)
     num_tenants = 2 + rng.below(3)
-    num_slots = 2 + rng.below(6)
-    longest = [(8 + rng.below(200), 2 + rng.below(40)) for _ in range(num_tenants)]
+    num_slots = 2 + rng.below(4)
+    longest = [(8 + rng.below(60), 2 + rng.below(20)) for _ in range(num_tenants)]
+    trickles = rng.below(2) == 1
     requests = []
     for tenant, (prompt, output) in enumerate(longest):
-        count = 10 + rng.below(10) + (30 if tenant == 0 else 0)
+        count = 10 + rng.below(10) + (30 if tenant == 0 else 0) + (100 if tenant < 2 and trickles else 0)
         spread = 1 if tenant == 0 else 1 + rng.below(80)
-        requests += [(rng.below(spread), tenant, 1 + rng.below(prompt), 1 + rng.below(output)) for _ in range(count)]
-    batch_tokens = 250 + rng.below(1000)
-    return Load(sorted(requests), num_tenants, num_slots, batch_tokens)
+        start = 0
+        if tenant == 1 and trickles:
+            requests += [(step, tenant, 1, 3) for step in range(0, 300, 2)]
+            start = 300
+        requests += [
+            (start + rng.below(spread), tenant, 1 + rng.below(prompt), 1 + rng.below(output)) for _ in range(count)
+        ]
+    weights = tuple((1.0, 1.0, 2.0, 0.5)[rng.below(4)] for _ in range(num_tenants))
+    return Load(sorted(requests), weights, num_slots, 250 + rng.below(1000))
 
 
 def widest_gap(load: Load, policy: str = "vtc") -> tuple[float, float]:
-    """(widest gap in weighted tokens of service between two backlogged tenants, the bound)."""
+    """(widest gap between two backlogged tenants in weighted tokens of service per unit of weight, the bound)."""
     spec = PolicySpec.parse(policy)
     knobs = spec.knobs
     engine = EnginePolicy(spec, DEFAULT_STEP_MODEL, max_step_tokens=4096, block_tokens=1)
@@ -63,7 +75,7 @@ def widest_gap(load: Load, policy: str = "vtc") -> tuple[float, float]:
     for step in range(_MAX_STEPS):
         while coming and coming[0][0] <= step:
             _, tenant, prompt, output = coming.pop(0)
-            waiting.append(engine.add(Arrival(prompt, output, tenant), float(step)))
+            waiting.append(engine.add(Arrival(prompt, output, tenant, load.weights[tenant]), float(step)))
         if not (coming or waiting or running):
             break
         widest = max(widest, _watch(pairs, service, {int(engine.requests[row]["tenant"]) for row in waiting}))
@@ -82,18 +94,23 @@ def widest_gap(load: Load, policy: str = "vtc") -> tuple[float, float]:
             running.append(row)
             held += _tokens(engine, row)
             engine.admitted(row, 0)
-            service[engine.requests[row]["tenant"]] += knobs.prompt_weight * engine.requests[row]["prompt_tokens"]
+            tenant = engine.requests[row]["tenant"]
+            service[tenant] += knobs.prompt_weight * engine.requests[row]["prompt_tokens"] / load.weights[tenant]
             # Served by itself, each admission counts: the gap is watched between any two of them.
             widest = max(widest, _watch(pairs, service, {int(engine.requests[left]["tenant"]) for left in waiting}))
         for row in list(running):
             engine.served(row, 1, float(step + 1))
-            service[engine.requests[row]["tenant"]] += knobs.output_weight
+            tenant = engine.requests[row]["tenant"]
+            service[tenant] += knobs.output_weight / load.weights[tenant]
             if engine.requests[row]["output_tokens"] == engine.requests[row]["max_tokens"]:
                 running.remove(row)
                 engine.remove(row)
     longest_prompt = max(prompt for _, _, prompt, _ in load.requests)
-    bound = 2 * max(knobs.prompt_weight * longest_prompt, knobs.output_weight * load.batch_tokens)
-    return widest, bound
+    longest = max(prompt + output for _, _, prompt, output in load.requests)
+    # What a batch can hold of tokens: by the KV cache, and by its slots.
+    batch_tokens = min(load.batch_tokens, load.num_slots * longest)
+    bound = 2 * max(knobs.prompt_weight * longest_prompt, knobs.output_weight * batch_tokens)
+    return widest, bound / min(load.weights)
 
 
 def _tokens(engine: EnginePolicy, row: int) -> int:

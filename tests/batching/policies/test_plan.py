@@ -100,7 +100,16 @@ def test_the_step_fits_into_the_tightest_decodes_slack() -> None:
     # An earlier token gained time that a longer step may use.
     assert plan(policy, [], [row], now_s=-0.05).budget == pytest.approx(151, abs=1)
     # However little slack there is, prefill goes on.
-    assert plan(policy, [], [row], now_s=10.0).budget == 11
+    assert plan(policy, [], [row], now_s=0.2).budget == 11
+    # What cannot be on time any more, however small the steps, holds back nobody.
+    assert plan(policy, [], [row], now_s=10.0).budget == 1000
+
+
+def test_drafted_tokens_have_their_place_in_the_step() -> None:
+    spec = PolicySpec.parse("slo", Knobs(min_chunk_tokens=10))
+    policy = EnginePolicy(spec, MODEL, max_step_tokens=1000, block_tokens=16, decode_tokens=5)
+    rows = [decoding(policy, Arrival(100, 50, tpot_s=0.111), tokens=1, now_s=0.0) for _ in range(20)]
+    assert plan(policy, [], rows, now_s=0.2).budget == 20 * 5 + 10
 
 
 def test_a_long_prefill_steps_aside_only_for_one_that_would_be_late() -> None:
@@ -113,6 +122,41 @@ def test_a_long_prefill_steps_aside_only_for_one_that_would_be_late() -> None:
     assert plan(policy, [relaxed], [long]).parked == 0
     # Where the urgent prompt's KV does not fit, holding the other one back would help nobody.
     assert plan(policy, [urgent], [long], free_blocks=5).parked == 0
+
+
+def test_inside_other_tiers_nobody_is_parked() -> None:
+    policy = policy_of("priority > slo")
+    important = policy.add(Arrival(5000, 10, ttft_s=60.0, priority=0), 0.0)
+    policy.admitted(important, 0)
+    urgent = policy.add(Arrival(100, 10, ttft_s=1.0, priority=5), 0.0)
+    assert plan(policy, [urgent], [important]).parked == 0
+
+
+def test_a_lost_requests_turn_comes_within_its_priority() -> None:
+    policy = policy_of("priority > slo", Knobs(relegated_every=1))
+    lost = policy.add(Arrival(2000, 10, ttft_s=1.0, priority=9), 0.0)
+    peer = policy.add(Arrival(10, 10, ttft_s=1.0, priority=9), 0.0)
+    policy.admitted(policy.add(Arrival(10, 10), 0.0), 0)
+    better = policy.add(Arrival(10, 10, ttft_s=1.0, priority=0), 0.0)
+    assert list(plan(policy, [peer, lost, better]).waiting) == [better, lost, peer]
+
+
+def test_a_far_deadline_does_not_end_a_requests_patience() -> None:
+    policy = policy_of("slo")
+    old = policy.add(Arrival(10, 10, deadline_s=1800.0), 0.0)
+    fresh = policy.add(Arrival(10, 10, ttft_s=20.0), 45.0)
+    assert list(plan(policy, [fresh, old], now_s=45.0).waiting) == [old, fresh]
+
+
+def test_a_trickle_earns_no_credit() -> None:
+    policy = policy_of("vtc")
+    busy = [policy.add(Arrival(100, 10, tenant=0), 0.0) for _ in range(3)]
+    trickle = policy.add(Arrival(1, 1000, tenant=1), 0.0)
+    policy.admitted(trickle, 0)
+    policy.admitted(busy[0], 0)
+    policy.served(busy[0], 500, 1.0)
+    policy.add(Arrival(1, 10, tenant=1), 2.0)
+    assert policy.tenants[1]["service"] == policy.tenants[0]["service"]
 
 
 def test_vtc_takes_turns_by_tokens_not_by_requests() -> None:
