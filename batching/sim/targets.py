@@ -14,6 +14,7 @@ TRACES_ENV = "BURRSTONE_TRACES"
 # Number of the target -> topic: the module is targets_<topic>.
 TOPICS: Mapping[int, str] = {
     3: "gpu",
+    4: "scale",
     5: "slo",
     6: "fairness",
     7: "routing",
