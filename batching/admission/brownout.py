@@ -80,7 +80,7 @@ class Brownout(Admission):
     def started(self, request: GateRequest, now_s: float) -> None:
         self._started[request.seq] = now_s
 
-    def left(self, request: GateRequest, output_tokens: int, now_s: float, *, started: bool, finished: bool) -> None:
+    def left(self, request: GateRequest, output_tokens: float, now_s: float, *, started: bool, finished: bool) -> None:
         start_s = self._started.pop(request.seq, None)
         if start_s is not None and finished:
             self._rate.observe_seat(now_s - start_s)

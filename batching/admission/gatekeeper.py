@@ -25,6 +25,7 @@ OUTPUT_WEIGHT = 2.0
 @dataclass(slots=True)
 class _Visitor:
     request: GateRequest
+    expected_tokens: float  # output, as charged at the door
     started: bool = False
 
 
@@ -58,7 +59,7 @@ class Gatekeeper:
         if isinstance(decision, Degrade):
             request = replace(request, max_tokens=decision.max_tokens)
         if not isinstance(decision, Reject):
-            self._visitors[request.seq] = _Visitor(request)
+            self._visitors[request.seq] = _Visitor(request, self._expected_tokens(request))
         return decision
 
     def wait(self, seq: int) -> None:
@@ -87,11 +88,14 @@ class Gatekeeper:
         """It is gone: finished by the engine, or cancelled wherever it was."""
         visitor = self._visitors.pop(seq)
         request = visitor.request
+        unseen = request.whole and not finished and output_tokens == 0
+        # What a whole answer took shows at its end only: cut short, it is charged what was expected.
+        charged_tokens = visitor.expected_tokens if unseen else output_tokens
         if not self.queue.remove(seq):
-            self.queue.leave(seq, _cost(request.prompt_tokens, output_tokens))
+            self.queue.leave(seq, _cost(request.prompt_tokens, charged_tokens))
         if visitor.started and finished and request.max_tokens:
             self._lengths.observe(request.tenant, output_tokens / request.choices)
-        self.admission.left(request, output_tokens, now_s, started=visitor.started, finished=finished)
+        self.admission.left(request, charged_tokens, now_s, started=visitor.started, finished=finished)
 
     def victim(self, request: GateRequest) -> int | None:
         """Who waits here and should make room for this request in a full house; None: nobody."""
@@ -99,7 +103,9 @@ class Gatekeeper:
 
     def save(self, now_s: float) -> dict[str, Any]:
         """All that later decisions depend on, as JSON values."""
-        visitors = [[asdict(visitor.request), visitor.started] for visitor in self._visitors.values()]
+        visitors = [
+            [asdict(visitor.request), visitor.expected_tokens, visitor.started] for visitor in self._visitors.values()
+        ]
         return {
             "admission": self.admission.save(now_s),
             "queue": self.queue.save(),
@@ -112,7 +118,7 @@ class Gatekeeper:
         self.admission.load(saved["admission"], now_s)
         self.queue = FairQueue.restored(saved["queue"], self.queue.seats)
         self._lengths.load(saved["lengths"])
-        visitors = [_Visitor(GateRequest(**values), started) for values, started in saved["visitors"]]
+        visitors = [_Visitor(GateRequest(**values), *rest) for values, *rest in saved["visitors"]]
         self._visitors = {visitor.request.seq: visitor for visitor in visitors}
 
     def _expected_tokens(self, request: GateRequest) -> float:

@@ -38,7 +38,7 @@ class Admission(ABC):
     def first_token(self, request: GateRequest, now_s: float) -> None:  # noqa: B027
         """Its first token came; never told of a whole answer."""
 
-    def left(self, request: GateRequest, output_tokens: int, now_s: float, *, started: bool, finished: bool) -> None:  # noqa: B027
+    def left(self, request: GateRequest, output_tokens: float, now_s: float, *, started: bool, finished: bool) -> None:  # noqa: B027
         """It is gone: `finished` by the engine, or cancelled while it ran, or (not `started`) while it waited."""
 
     def save(self, now_s: float) -> dict[str, Any]:

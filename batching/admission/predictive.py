@@ -75,7 +75,7 @@ class Predictive(Admission):
         self._backlog.remove(request.seq, now_s)
         self.rate.observe(prefill_tokens, 0, now_s - start_s)
 
-    def left(self, request: GateRequest, output_tokens: int, now_s: float, *, started: bool, finished: bool) -> None:
+    def left(self, request: GateRequest, output_tokens: float, now_s: float, *, started: bool, finished: bool) -> None:
         if not started:
             return
         start_s, prefill_tokens = self._started.pop(request.seq)

@@ -35,7 +35,7 @@ class TokenBucket(Admission):
         self._charged[request.seq] = cost
         return taken(request, view)
 
-    def left(self, request: GateRequest, output_tokens: int, now_s: float, *, started: bool, finished: bool) -> None:
+    def left(self, request: GateRequest, output_tokens: float, now_s: float, *, started: bool, finished: bool) -> None:
         charged = self._charged.pop(request.seq, None)
         if charged is None or request.tokens_per_s is None:
             return

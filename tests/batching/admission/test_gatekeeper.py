@@ -135,6 +135,21 @@ def test_a_degraded_request_is_expected_to_take_less() -> None:
     assert service == [10 + 2 * 2000, used + 10 + 2 * 256, 2 * used + 10 + 2 * 128]
 
 
+@pytest.mark.parametrize(
+    ("whole", "seen", "finished", "charged"),
+    [(True, 0, False, 50), (True, 20, False, 20), (True, 20, True, 20), (False, 20, False, 20), (False, 0, False, 0)],
+)
+def test_a_whole_answer_cut_short_costs_what_was_expected(whole: bool, seen: int, finished: bool, charged: int) -> None:
+    gate = keeper("token-bucket")
+    terms: dict[str, Any] = {"tokens_per_s": 1.0, "burst_tokens": 100.0}
+    gate.arrive(GateRequest(0, "a", 10, 25, 2, whole=whole, **terms), 0.0)
+    gate.wait(0)
+    assert gate.release(0.0) == [0]
+    gate.leave(0, seen, 0.0, finished=finished)
+    assert gate.queue.service("a") == 10 + 2 * charged
+    assert gate.arrive(GateRequest(1, "a", 100, 0, **terms), 0.0) == Reject(10.0 + charged, "token_rate")
+
+
 @pytest.mark.parametrize(("given", "hint"), [("predictiv", "did you mean 'predictive'"), ("xyz", "open, token-bucket")])
 def test_an_unknown_name_gets_the_nearest_one(given: str, hint: str) -> None:
     with pytest.raises(UsageError, match=hint):
