@@ -24,10 +24,10 @@ class EngineSpec:
     num_blocks: int = 100_000
     prefix_caching: bool = False
     step_model: StepModel = DEFAULT_STEP_MODEL
-    step_ratios: tuple[float, ...] = ()  # how steps scattered around the model when it was calibrated; none if empty
-    noise_seed: int = 0
     knobs: Knobs = field(default_factory=Knobs)
     max_pins: int = 256  # finished calls of programs whose KV cache is kept at a time
+    step_ratios: tuple[float, ...] = ()  # how steps scattered around the model when it was calibrated; none if empty
+    noise_seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "block_size", "num_blocks", "max_pins"):
