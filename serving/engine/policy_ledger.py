@@ -55,6 +55,11 @@ class PolicyLedger:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def clear(self) -> None:
+        """Forget all requests, for good: the policy is not asked again."""
+        for known in (self._entries, self._requests, self._rows, self.events):
+            known.clear()
+
     def entry(self, request: Any) -> Entry:
         return self._entries[request.request_id]
 

@@ -69,6 +69,8 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
     def add_request(self, request: Any) -> None:
         known = request.request_id in self.requests
         super().add_request(request)
+        if self.watchdog.fallen:
+            return
         if request.status == vllm.RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
             self._blocked[request.request_id] = request
         elif not known:
@@ -152,8 +154,10 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         self.watchdog.fall(reason, error)
         self.counters.fallbacks += 1
         self._steps.clear()
+        self._blocked.clear()
         for passing in (self._served, self._finished, self._cancelled):
             passing.clear()
+        self.ledger.clear()
         if self.step_log is not None:
             self.step_log.close()
         kept, self.kept = self.kept, None

@@ -241,6 +241,24 @@ def test_a_hook_that_stays_slow_is_switched_off(make: Make) -> None:
     assert len(engine.finished) == 6
 
 
+def test_after_a_fall_nothing_is_remembered_of_any_request(make: Make) -> None:
+    engine = make("slo", max_num_seqs=4)
+    scheduler = engine.scheduler
+    compiling: list[Future[Any]] = [Future(), Future()]
+    engine.add("before", prompt(1, 40), 6, grammar=compiling[0])
+    engine.add("running", prompt(2, 40), 6)
+    engine.step()
+    scheduler.watchdog = Watchdog(slow_hook_s=0.0, slow_steps=1)
+    engine.step()
+    assert scheduler.watchdog.fallen
+    engine.add("after", prompt(3, 40), 6, grammar=compiling[1])
+    assert scheduler._blocked == {} and len(scheduler.ledger) == 0
+    for grammar in compiling:
+        _compiled(grammar, fails=False)
+    engine.run()
+    assert sorted(engine.finished) == ["after", "before", "running"]
+
+
 def test_rows_are_right_when_steps_accept_several_tokens(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make("vtc > slo", num_drafts=3, max_num_seqs=4, max_num_batched_tokens=48)
     ledger = engine.scheduler.ledger
