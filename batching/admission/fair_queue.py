@@ -48,6 +48,11 @@ class FairQueue:
     def __contains__(self, seq: int) -> bool:
         return seq in self._where
 
+    @property
+    def num_seated(self) -> int:
+        """Requests that run."""
+        return len(self._seated)
+
     def service(self, tenant: str) -> float:
         """The tenant's counter: tokens per unit of weight."""
         return self._settled.get(tenant, 0.0) + self._expected.get(tenant, 0.0)

@@ -16,6 +16,7 @@ from burrstone.batching.admission.decision import (
 from burrstone.batching.admission.fair_queue import FairQueue, Waiter
 from burrstone.batching.admission.output_lengths import OutputLengths
 from burrstone.batching.admission.policy import Admission
+from burrstone.batching.admission.service_rate import ServiceRate
 
 # What VTC's authors charge: an output token costs the engine about as much as two of a prompt.
 PROMPT_WEIGHT = 1.0
@@ -26,7 +27,11 @@ OUTPUT_WEIGHT = 2.0
 class _Visitor:
     request: GateRequest
     expected_tokens: float  # output, as charged at the door
-    started: bool = False
+    started_s: float | None = None
+
+    @property
+    def started(self) -> bool:
+        return self.started_s is not None
 
 
 class Gatekeeper:
@@ -40,6 +45,7 @@ class Gatekeeper:
         self.queue = FairQueue(max_running)
         self.seats = engine_seats if max_running is None else min(max_running, engine_seats)
         self._lengths = OutputLengths()
+        self._rate = ServiceRate()
         self._visitors: dict[int, _Visitor] = {}
         _compile_kernels()
 
@@ -71,7 +77,7 @@ class Gatekeeper:
         released = []
         while (waiter := self.queue.pop()) is not None:
             visitor = self._visitors[waiter.seq]
-            visitor.started = True
+            visitor.started_s = now_s
             self.admission.started(visitor.request, now_s)
             released.append(waiter.seq)
         return released
@@ -93,6 +99,8 @@ class Gatekeeper:
         charged_tokens = visitor.expected_tokens if unseen else output_tokens
         if not self.queue.remove(seq):
             self.queue.leave(seq, _cost(request.prompt_tokens, charged_tokens))
+        if visitor.started_s is not None:
+            self._rate.observe_seat(now_s - visitor.started_s)
         if visitor.started and finished and request.max_tokens:
             self._lengths.observe(request.tenant, output_tokens / request.choices)
         self.admission.left(request, charged_tokens, now_s, started=visitor.started, finished=finished)
@@ -101,15 +109,25 @@ class Gatekeeper:
         """Who waits here and should make room for this request in a full house; None: nobody."""
         return self.queue.victim(self._waiter(request))
 
+    def next_place_s(self) -> float:
+        """Until one of those that run will have left, as long as they lately took; 0 before any has."""
+        return (self._rate.seat_s or 0.0) / max(1, self.queue.num_seated)
+
     def save(self, now_s: float) -> dict[str, Any]:
         """All that later decisions depend on, as JSON values."""
         visitors = [
-            [asdict(visitor.request), visitor.expected_tokens, visitor.started] for visitor in self._visitors.values()
+            [
+                asdict(visitor.request),
+                visitor.expected_tokens,
+                None if visitor.started_s is None else now_s - visitor.started_s,
+            ]
+            for visitor in self._visitors.values()
         ]
         return {
             "admission": self.admission.save(now_s),
             "queue": self.queue.save(),
             "lengths": self._lengths.save(),
+            "rate": self._rate.save(),
             "visitors": visitors,
         }
 
@@ -118,7 +136,11 @@ class Gatekeeper:
         self.admission.load(saved["admission"], now_s)
         self.queue = FairQueue.restored(saved["queue"], self.queue.seats)
         self._lengths.load(saved["lengths"])
-        visitors = [_Visitor(GateRequest(**values), *rest) for values, *rest in saved["visitors"]]
+        self._rate.load(saved["rate"])
+        visitors = [
+            _Visitor(GateRequest(**values), expected_tokens, None if age_s is None else now_s - age_s)
+            for values, expected_tokens, age_s in saved["visitors"]
+        ]
         self._visitors = {visitor.request.seq: visitor for visitor in visitors}
 
     def _expected_tokens(self, request: GateRequest) -> float:

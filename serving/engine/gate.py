@@ -17,7 +17,7 @@ from burrstone.serving.config import SchedulerConfig
 from burrstone.serving.metrics import EngineMetrics
 
 NOTICE = "x-burrstone-max-tokens"
-_RETRY_AFTER_FULL_S = 1.0
+_MIN_RETRY_AFTER_FULL_S = 1.0
 _MESSAGES = {
     "queue_full": "Too many requests are in flight already",
     "pushed_out": "The queue is full, and others have more right to a place in it",
@@ -152,11 +152,12 @@ class Gate:
                 seated.set_result(None)
 
     def _make_room(self, request: GateRequest) -> None:
+        retry_after_s = max(_MIN_RETRY_AFTER_FULL_S, self._keeper.next_place_s())
         victim = self._keeper.victim(request)
         if victim is None:
-            raise self._refusal(request, "queue_full", _RETRY_AFTER_FULL_S)
+            raise self._refusal(request, "queue_full", retry_after_s)
         visit = self._waiting[victim]
-        self.turn_away([visit], self._refusal(visit.request, "pushed_out", _RETRY_AFTER_FULL_S))
+        self.turn_away([visit], self._refusal(visit.request, "pushed_out", retry_after_s))
 
     def _refusal(self, request: GateRequest, reason: str, retry_after_s: float) -> Overloaded:
         self._metrics.refused.labels(self._class(request), reason).inc()

@@ -150,6 +150,21 @@ def test_a_whole_answer_cut_short_costs_what_was_expected(whole: bool, seen: int
     assert gate.arrive(GateRequest(1, "a", 100, 0, **terms), 0.0) == Reject(10.0 + charged, "token_rate")
 
 
+def test_a_place_comes_free_as_often_as_those_who_run_leave() -> None:
+    gate = keeper("open", max_running=2)
+    for seq in range(4):
+        gate.arrive(GateRequest(seq, "a", 10, 10), 0.0)
+        gate.wait(seq)
+    assert gate.release(0.0) == [0, 1] and gate.next_place_s() == 0.0
+    for seq in (0, 1):
+        gate.leave(seq, 10, 30.0, finished=True)
+    assert gate.release(30.0) == [2, 3] and gate.next_place_s() == pytest.approx(15.0)
+    restored = keeper("open", max_running=2)
+    restored.load(json.loads(json.dumps(gate.save(31.0))), 0.0)
+    restored.leave(2, 10, 29.0, finished=True)  # ran 30 s, of which 1 s before the restart
+    assert restored.next_place_s() == pytest.approx(30.0)
+
+
 @pytest.mark.parametrize(("given", "hint"), [("predictiv", "did you mean 'predictive'"), ("xyz", "open, token-bucket")])
 def test_an_unknown_name_gets_the_nearest_one(given: str, hint: str) -> None:
     with pytest.raises(UsageError, match=hint):

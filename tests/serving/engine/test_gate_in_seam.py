@@ -105,6 +105,29 @@ async def test_a_full_house_makes_room_for_who_has_less() -> None:
     assert list(bench.engine.seen)[1] == "quiet" and bench.idle()
 
 
+async def test_a_full_house_says_when_a_place_will_come_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, now_s = Bench(scheduler(max_running=1), max_queued_requests=2), 0.0
+    monkeypatch.setattr(bench.seam.gate, "_clock", lambda: now_s)
+    slow = reading(bench, "slow")
+    await settle()
+    with pytest.raises(Overloaded) as unknown:
+        await asyncio.gather(reading(bench, "waiting"), reading(bench, "refused"))
+    now_s = 40.0
+    for name in ("slow", "waiting"):
+        bench.send(output(1, finished=True), request_id=name)
+    await slow
+    await settle()
+    held = [reading(bench, name) for name in ("running", "in line")]
+    await settle()
+    with pytest.raises(Overloaded) as known:
+        await reading(bench, "refused too")
+    for name in ("running", "in line"):
+        bench.send(output(1, finished=True), request_id=name)
+    await asyncio.gather(*held)
+    assert unknown.value.retry_after_s == 1.0
+    assert 1.0 < (known.value.retry_after_s or 0.0) <= 40.0  # one took 40 s, one no time at all
+
+
 async def test_a_degraded_request_asks_the_engine_for_less_and_says_so() -> None:
     bench = Bench(scheduler(admission="brownout", max_running=1))
     first, here = reading(bench, "first"), call()
