@@ -3,7 +3,7 @@
 import numpy as np
 
 from burrstone.batching.core.hashing import SEED, fold, fold_float
-from burrstone.batching.core.kernel import kernel
+from burrstone.batching.core.kernel import kernel, large
 from burrstone.batching.routing.dispatches import drop_seen, note_dispatch
 from burrstone.batching.routing.gain import hit_trust, learn_gain
 from burrstone.batching.routing.memory import NO_SESSION, RouterMemory
@@ -14,6 +14,7 @@ from burrstone.batching.routing.spec import LEAST_LOAD, MIN_TTFT, P2C, ROUND_ROB
 from burrstone.batching.routing.watch import AFFINITY, LOAD, NUM_ARMS, TURN, deciding_arm, expect, observe
 
 
+@large
 @kernel
 def choose(
     policy: np.void,

@@ -5,7 +5,7 @@ steps are taken at once, up to the next event, the shortest remaining output, or
 adds up the same numbers in the same order as single steps do, so both give equal bits.
 """
 
-from burrstone.batching.core.kernel import lean_kernel
+from burrstone.batching.core.kernel import large, lean_kernel
 from burrstone.batching.core.step_model import step_seconds
 from burrstone.batching.core.step_noise import noise_ratio
 from burrstone.batching.policies.plan import on_served
@@ -14,6 +14,7 @@ from burrstone.batching.sim import kv, pins
 from burrstone.batching.sim.world import World
 
 
+@large
 @lean_kernel
 def advance(world: World, e: int, until_s: float, jumping: bool) -> None:
     """Run until the first step boundary at or after until_s, or nothing is left to do, or somebody has ended.
