@@ -166,7 +166,7 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
 
     def _watch(self) -> None:
         if not self.watchdog.fallen and self.watchdog.observe(self._hook_s):
-            self._fall(self.watchdog.slow)
+            self._fall(self.watchdog.verdict)
         self._hook_s = 0.0
 
     def _decide(self) -> Step:
