@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 class RequestMeta:
     """`priority`: lower runs first. `deadline_s`: seconds on time.monotonic()'s clock, None for no deadline.
 
+    `asked_deadline_s`: the caller's own, which schedulers may order by; `deadline_s` is the server's limit as well.
     `weight`, `priority`, `ttft_s` and `tpot_s` are the tenant's terms. `notices`: header -> value, which whoever serves
     the request adds for its caller before the answer begins.
     """
@@ -18,6 +19,7 @@ class RequestMeta:
     ttft_s: float | None = None
     tpot_s: float | None = None
     deadline_s: float | None = None
+    asked_deadline_s: float | None = None
     session_id: str | None = None
     program_id: str | None = None
     notices: dict[str, str] = field(default_factory=dict, compare=False)

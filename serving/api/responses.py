@@ -63,7 +63,8 @@ class ResponsesApi:
         turns = history + input_messages(items, history)
         if request.background:
             # It outlives the call that creates it, and so that call's deadline.
-            meta = dataclasses.replace(meta, deadline_s=time.monotonic() + self._limits.request_timeout_s)
+            deadline_s = time.monotonic() + self._limits.request_timeout_s
+            meta = dataclasses.replace(meta, deadline_s=deadline_s, asked_deadline_s=None)
         chunks = await self._open(to_chat(request, turns), meta)
         response = new_response(request, "queued" if request.background else "in_progress")
         stored = StoredResponse(meta.tenant, response, listed_items(items), turns)

@@ -93,8 +93,9 @@ class GrpcListener:
                 metadata = dict(context.invocation_metadata() or ())
                 request_id = request_id_from(metadata.get(REQUEST_ID_KEY))
                 try:
-                    timeout_s = self._timeout_s(context)
-                    meta = self._meta(metadata, request_id, timeout_s)
+                    asked_timeout_s: float | None = context.time_remaining()
+                    timeout_s = self._timeout_s(asked_timeout_s)
+                    meta = self._meta(metadata, request_id, timeout_s, asked_timeout_s)
                     api = self._lifecycle.api()
                     self._check(request)
                     async with asyncio.timeout(timeout_s + _DEADLINE_GRACE_S):
@@ -130,15 +131,21 @@ class GrpcListener:
         if self._config.unknown_fields == "reject":
             check_known(request)
 
-    def _timeout_s(self, context: Context) -> float:
+    def _timeout_s(self, asked_timeout_s: float | None) -> float:
         limit_s = self._config.limits.request_timeout_s
-        remaining_s: float | None = context.time_remaining()
-        return limit_s if remaining_s is None else min(limit_s, remaining_s)
+        return limit_s if asked_timeout_s is None else min(limit_s, asked_timeout_s)
 
-    def _meta(self, metadata: dict[str, Any], request_id: str, timeout_s: float) -> RequestMeta:
+    def _meta(
+        self, metadata: dict[str, Any], request_id: str, timeout_s: float, asked_timeout_s: float | None
+    ) -> RequestMeta:
         tenant = self._authenticator.tenant(presented_key(metadata.get("authorization"), metadata.get("x-api-key")))
         return request_meta(
-            self._config.scheduler, metadata.get, tenant=tenant, request_id=request_id, timeout_s=timeout_s
+            self._config.scheduler,
+            metadata.get,
+            tenant=tenant,
+            request_id=request_id,
+            timeout_s=timeout_s,
+            asked_timeout_s=asked_timeout_s,
         )
 
     @contextlib.contextmanager

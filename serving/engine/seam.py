@@ -193,7 +193,8 @@ class EngineSeam:
         kwargs["session_id"] = meta.session_id
         extra = dict(sampling_params.extra_args or {})
         # Deadlines cross a process boundary as wall-clock time: monotonic clocks may differ in their zero.
-        deadline_unix_s = None if meta.deadline_s is None else time.time() + meta.deadline_s - time.monotonic()
+        asked_s = meta.asked_deadline_s
+        deadline_unix_s = None if asked_s is None else time.time() + asked_s - time.monotonic()
         extra[METADATA_KEY] = {
             "tenant": meta.tenant,
             "weight": meta.weight,

@@ -41,10 +41,11 @@ async def test_only_a_background_response_outlives_the_deadline_of_its_call(back
     chat.go.set()
     soon_s = time.monotonic() + 5.0
     api = ResponsesApi(chat, LimitsConfig(request_timeout_s=100.0), "reject")
-    await api.create(body(background=background), RequestMeta("r", deadline_s=soon_s))
+    await api.create(body(background=background), RequestMeta("r", deadline_s=soon_s, asked_deadline_s=soon_s))
     deadline_s = chat.metas[0].deadline_s
     assert deadline_s is not None
     assert deadline_s > soon_s if background else deadline_s == soon_s
+    assert chat.metas[0].asked_deadline_s == (None if background else soon_s)
 
 
 @pytest.mark.parametrize("end", ["finish", "cancel at once", "cancel while it runs"])

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from made_up_engine import Bench, call, drain, output
 
 from burrstone.batching.errors import DeadlineExceeded, NotReady, Overloaded, ServeError
+from burrstone.serving.config import SchedulerConfig
+from burrstone.serving.edges.metadata import request_meta
 from burrstone.serving.engine import vllm_compat as vllm
-from burrstone.serving.engine.seam import METADATA_KEY, current_call
+from burrstone.serving.engine.seam import METADATA_KEY, Call, current_call
 
 _FULL = {"class": "default", "reason": "queue_full"}
 
@@ -61,7 +63,8 @@ async def test_metadata_reaches_the_scheduler() -> None:
         tpot_s=0.05,
         session_id="s",
         program_id="p",
-        deadline_s=time.monotonic() + 60,
+        deadline_s=time.monotonic() + 3600,
+        asked_deadline_s=time.monotonic() + 60,
     )
     bench.send(output(1, finished=True))
     forged = {"tenant": "root", "weight": 1e9, "priority": -1000, "extra": 1}
@@ -153,6 +156,17 @@ async def test_a_deadline_aborts_and_says_so() -> None:
     bench.send(output(1))
     with pytest.raises(DeadlineExceeded):
         await drain(bench.start(here))
+    assert bench.engine.aborted == ["r"] and bench.idle()
+
+
+async def test_the_servers_own_limit_is_kept_and_is_no_deadline_to_the_scheduler() -> None:
+    """As an HTTP request comes: it asks for no deadline, and is stopped at the server's limit."""
+    meta = request_meta(SchedulerConfig(), lambda _: None, tenant="anna", request_id="x", timeout_s=0.05)
+    bench = Bench()
+    bench.send(output(1))
+    with pytest.raises(DeadlineExceeded):
+        await drain(bench.start(Call(meta)))
+    assert bench.engine.seen["r"].params.extra_args[METADATA_KEY]["deadline_unix_s"] is None
     assert bench.engine.aborted == ["r"] and bench.idle()
 
 
