@@ -54,8 +54,15 @@ class KeptCaches:
             self._release(first)
 
     def release_all(self) -> None:
+        """Release every one, even if one fails; then the last failure is raised."""
+        failure: Exception | None = None
         while self._kept:
-            self._release(self._kept[-1])
+            try:
+                self._release(self._kept[-1])
+            except Exception as error:  # noqa: BLE001  raised below
+                failure = error
+        if failure is not None:
+            raise failure
 
     def allocate_running(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """vLLM's allocate_slots for a running request, breaking kept caches before anybody is preempted."""
@@ -73,8 +80,11 @@ class KeptCaches:
         program_arrival_s: caches of programs that began later may be broken; -inf for all.
         """
         own = None if program is None else self._of(program)
+        lent: list[Any] = []
         if own is not None:
-            self._pool.free_blocks(reversed(own.blocks))
+            # No longer listed, so that whatever fails they are not freed twice.
+            lent, own.blocks = own.blocks, []
+            self._pool.free_blocks(reversed(lent))
         admitted = None
         try:
             admitted = self._allocate(request, *args, **kwargs)
@@ -83,7 +93,8 @@ class KeptCaches:
         finally:
             if own is not None and admitted is None:
                 # Nothing was allocated meanwhile, so the blocks still hold what they held.
-                self._pool.touch(own.blocks)
+                self._pool.touch(lent)
+                own.blocks = lent
             elif own is not None:
                 self._kept.remove(own)
         return admitted

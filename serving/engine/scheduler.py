@@ -18,7 +18,7 @@ from burrstone.serving.engine import vllm_core_compat as vllm
 from burrstone.serving.engine.kept_caches import KeptCaches
 from burrstone.serving.engine.policy_ledger import PolicyLedger, compile_kernels
 from burrstone.serving.engine.scheduler_options import SchedulerOptions
-from burrstone.serving.engine.scheduler_parts import Step, can_keep, open_step_log
+from burrstone.serving.engine.scheduler_parts import Step, attempt, can_keep, open_step_log
 from burrstone.serving.engine.scheduler_stats import SchedulerCounters
 from burrstone.serving.engine.watchdog import Watchdog
 
@@ -108,14 +108,14 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         if self.kept is not None:
-            self.kept.release_all()
+            attempt(self.kept.release_all)
         return bool(super().reset_prefix_cache(*args, **kwargs))
 
     def shutdown(self) -> None:
         if self.kept is not None:
-            self.kept.release_all()
+            attempt(self.kept.release_all)
         if self.step_log is not None:
-            self.step_log.close()
+            attempt(self.step_log.close)
         super().shutdown()
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
@@ -158,11 +158,11 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         for passing in (self._served, self._finished, self._cancelled):
             passing.clear()
         self.ledger.clear()
-        if self.step_log is not None:
-            self.step_log.close()
         kept, self.kept = self.kept, None
         if kept is not None:
-            kept.release_all()
+            attempt(kept.release_all)
+        if self.step_log is not None:
+            attempt(self.step_log.close)
 
     def _watch(self) -> None:
         if not self.watchdog.fallen and self.watchdog.observe(self._hook_s):
@@ -299,13 +299,24 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         until = self.ledger.keep_cache_s(request, self._end_s)
         if until is None:
             return False
-        self.kept.keep(*until, self.kv_cache_manager.pop_blocks_for_free(request))
+        blocks = self.kv_cache_manager.pop_blocks_for_free(request)
+        try:
+            self.kept.keep(*until, blocks)
+        except Exception:
+            self.kv_cache_manager.block_pool.free_blocks(reversed(blocks))  # nobody else knows of them
+            raise
         return True
 
     def _allocate_slots(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        kept = self.kept
-        if kept is None:
-            return self.kv_cache_manager.__class__.allocate_slots(self.kv_cache_manager, request, *args, **kwargs)
+        """vLLM's; in the way of kept caches they are given up, and when that fails all of them."""
+        if self.kept is not None:
+            try:
+                return self._allocate_among(self.kept, request, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001  as for a hook
+                self._fall("_allocate_slots failed", error)
+        return self.kv_cache_manager.__class__.allocate_slots(self.kv_cache_manager, request, *args, **kwargs)
+
+    def _allocate_among(self, kept: KeptCaches, request: Any, *args: Any, **kwargs: Any) -> Any:
         if request.status == vllm.RequestStatus.RUNNING:
             return kept.allocate_running(request, *args, **kwargs)
         entry = self.ledger.entry(request)

@@ -1,5 +1,7 @@
 """What our scheduler is put together from, by what vLLM's scheduler under it is and has."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from burrstone.serving.engine import vllm_core_compat as vllm
 from burrstone.serving.engine.program_book import MAX_TENANTS
 from burrstone.serving.engine.scheduler_options import SchedulerOptions
 from burrstone.serving.engine.step_log_writer import StepLogWriter
+
+log = logging.getLogger("burrstone.scheduler")
 
 
 @dataclass(slots=True)
@@ -22,6 +26,14 @@ class Step:
     num_parked: int
     num_preempted: int = 0
     record: StepRecord | None = None
+
+
+def attempt(work: Callable[[], object]) -> None:
+    """Clear up after the policy: a failure is logged, and what comes next is done all the same."""
+    try:
+        work()
+    except Exception:
+        log.exception("clearing up after the scheduling policy failed, which is borne")
 
 
 def can_keep(scheduler: Any, options: SchedulerOptions) -> bool:

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,6 +160,39 @@ def test_a_reset_and_a_shutdown_release_them(folder: Path) -> None:
     assert engine.free_blocks < NUM_BLOCKS - 1
     engine.scheduler.shutdown()
     assert engine.free_blocks == NUM_BLOCKS - 1
+
+
+def _broken(*_: Any, **__: Any) -> None:
+    raise OSError("broken")
+
+
+@pytest.mark.parametrize("method", ["keep", "allocate_running", "allocate_waiting", "_make_room", "drop_expired"])
+def test_a_fault_among_kept_caches_costs_no_request_and_no_block(
+    folder: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(folder)
+    engine.learn()
+    engine.call("turn1", tokens(1, 128))
+    assert engine.scheduler.kept.num_blocks > 0
+    monkeypatch.setattr(engine.scheduler.kept, method, _broken)
+    engine.add("busy", tokens(3, 16), 8)
+    engine.call("turn2", tokens(1, 128) + tokens(2, 16))
+    engine.call("wide", tokens(4, 460), "other")
+    engine.run()
+    assert engine.scheduler.watchdog.fallen and {"turn2", "busy", "wide"} <= set(engine.finished)
+    assert engine.free_blocks == NUM_BLOCKS - 1
+
+
+def test_to_fall_raises_nothing_though_its_parts_fail(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(folder)
+    scheduler = engine.scheduler
+    monkeypatch.setattr(scheduler.kept, "release_all", _broken)
+    scheduler.step_log = SimpleNamespace(close=_broken, write=_broken)
+    assert scheduler.reset_prefix_cache()
+    monkeypatch.setattr(scheduler.ledger, "plan", _broken)
+    engine.call("call", tokens(1, 20))
+    assert scheduler.watchdog.fallen and "call" in engine.finished
+    scheduler.shutdown()
 
 
 @settings(max_examples=30, deadline=None)
