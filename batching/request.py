@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+# Where a request's metadata travels to the scheduler: Request.sampling_params.extra_args[METADATA_KEY].
+METADATA_KEY = "burrstone"
+
 
 @dataclass(frozen=True, slots=True)
 class RequestMeta:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import vllm
 
+from burrstone.batching.request import METADATA_KEY
 from burrstone.serving.engine import vllm_core_compat
 from burrstone.serving.engine.vllm_compat import RequestOutputKind
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from burrstone.serving.engine.scheduler_options import SchedulerOptions
 
 BLOCK_TOKENS = 32
-_METADATA_KEY = "burrstone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class LiveEngine:
         """A request of so many tokens; `meta` as the seam writes it."""
         params = vllm.SamplingParams(
             max_tokens=max_tokens, ignore_eos=True, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.DELTA,
-            extra_args={_METADATA_KEY: meta or {}},
+            extra_args={METADATA_KEY: meta or {}},
         )  # fmt: skip
         self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
 

@@ -21,14 +21,12 @@ from burrstone.batching.errors import (
     Overloaded,
     ServeError,
 )
-from burrstone.batching.request import RequestMeta
+from burrstone.batching.request import METADATA_KEY, RequestMeta
 from burrstone.serving.config import LimitsConfig
 from burrstone.serving.engine import vllm_compat as vllm
 from burrstone.serving.engine.gate import Gate, Size, Visit
 from burrstone.serving.metrics import EngineMetrics
 
-# Where a request's metadata travels to the scheduler: Request.sampling_params.extra_args[METADATA_KEY].
-METADATA_KEY = "burrstone"
 _RETRY_AFTER_ENGINE_DEATH_S = 10.0
 _BAD_GRAMMAR = "The engine could not follow the request's grammar: it is too complex, or allows no text at all."
 # Grammars checked at a time; further ones wait for their turn, whoever sent them.

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from made_up_engine import Bench, call, drain, output
 
 from burrstone.batching.errors import DeadlineExceeded, NotReady, Overloaded, ServeError
+from burrstone.batching.request import METADATA_KEY
 from burrstone.serving.config import SchedulerConfig
 from burrstone.serving.edges.metadata import request_meta
 from burrstone.serving.engine import vllm_compat as vllm
-from burrstone.serving.engine.seam import METADATA_KEY, Call, current_call
+from burrstone.serving.engine.seam import Call, current_call
 
 _FULL = {"class": "default", "reason": "queue_full"}
 
