@@ -15,7 +15,7 @@ from burrstone.batching.policies.order import hopeless
 from burrstone.batching.policies.spec import PolicySpec
 from burrstone.batching.policies.ttl import keep_s, observe_call_end, observe_gap
 from burrstone.batching.sim.step_log import Arrived, Ended, StepLoad, scheduled_hash
-from burrstone.serving.engine.program_book import Program, ProgramBook, TenantBook
+from burrstone.serving.engine.program_book import MIN_FORGET_S, Program, ProgramBook, TenantBook
 
 # Where a request's metadata travels: Request.sampling_params.extra_args[METADATA_KEY].
 METADATA_KEY = "burrstone"
@@ -48,7 +48,7 @@ class PolicyLedger:
         self._requests: dict[int, Any] = {}
         self._rows: dict[Any, int] = {}
         self._tenants = TenantBook()
-        self._programs = ProgramBook()
+        self._programs = ProgramBook(forget_s=max(policy.spec.knobs.ttl_s, MIN_FORGET_S))
         self._counts_late = "slo" in policy.spec.tiers
         self._coefficients = policy.model.coefficients()
 

@@ -3,9 +3,12 @@
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 
 MAX_TENANTS = 1024
 MAX_PROGRAMS = 4096
+# A name that comes back after this long is another program's: a client may have one session id for all it ever does.
+MIN_FORGET_S = 600.0
 
 
 class TenantBook:
@@ -40,20 +43,29 @@ class TenantBook:
 
 @dataclass(slots=True, eq=False)
 class Program:
-    """`waiting`, `running`: its calls in the engine. `last_end_s`: when one finished last, nan before."""
+    """`waiting`, `running`: its calls in the engine. `last_end_s`: when one finished last, nan before; `seen_s`: came."""
 
     number: int
     arrival_s: float
     waiting: int = 0
     running: int = 0
     last_end_s: float = math.nan
+    seen_s: float = -math.inf
+
+    @property
+    def busy(self) -> bool:
+        return self.waiting + self.running > 0
 
 
 class ProgramBook:
-    """(tenant name, program id) -> program, the ones that were seen last. Ids are the clients', so each tenant has its own."""
+    """(tenant name, program id) -> program: those with calls in the engine, and the ones that were seen last.
 
-    def __init__(self, max_programs: int = MAX_PROGRAMS) -> None:
+    Ids are the clients', so each tenant has its own. A program that was idle for over `forget_s` begins anew.
+    """
+
+    def __init__(self, max_programs: int = MAX_PROGRAMS, forget_s: float = MIN_FORGET_S) -> None:
         self._max = max_programs
+        self._forget_s = forget_s
         self._programs: OrderedDict[tuple[str, str], Program] = OrderedDict()
         self._next = 0
 
@@ -61,11 +73,22 @@ class ProgramBook:
         """The program, known or new."""
         key = (tenant, program_id)
         program = self._programs.get(key)
+        if program is not None and not program.busy:
+            last_s = program.seen_s if math.isnan(program.last_end_s) else max(program.seen_s, program.last_end_s)
+            if arrival_s - last_s > self._forget_s:
+                del self._programs[key]
+                program = None
         if program is None:
+            self._make_room()
             program = self._programs[key] = Program(self._next, arrival_s)
             self._next += 1
-            if len(self._programs) > self._max:
-                self._programs.popitem(last=False)
         else:
             self._programs.move_to_end(key)
+        program.seen_s = max(program.seen_s, arrival_s)
         return program
+
+    def _make_room(self) -> None:
+        excess = len(self._programs) + 1 - self._max
+        idle = (key for key, program in self._programs.items() if not program.busy)
+        for key in list(islice(idle, max(excess, 0))):
+            del self._programs[key]

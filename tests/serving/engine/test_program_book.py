@@ -1,5 +1,7 @@
 """Tenants and programs as small integers: few of them, however many names there are."""
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,3 +57,24 @@ def test_programs_that_were_not_seen_for_long_are_forgotten() -> None:
     book.enter("t", "third", 3.0)
     assert book.enter("t", "old", 4.0) is old
     assert book.enter("t", "second", 5.0).arrival_s == 5.0
+
+
+def test_programs_with_calls_in_the_engine_are_not_forgotten() -> None:
+    book = ProgramBook(max_programs=2)
+    busy = book.enter("t", "busy", 0.0)
+    busy.waiting = 1
+    for number in range(5):
+        book.enter("t", f"other{number}", 1.0 + number)
+    assert book.enter("t", "busy", 9.0) is busy
+    assert book.enter("t", "other3", 9.0).arrival_s == 9.0, "the room was for one more"
+
+
+def test_an_id_that_was_idle_for_long_is_a_new_programs() -> None:
+    book = ProgramBook(forget_s=600.0)
+    first = book.enter("t", "constant", 0.0)
+    first.running, first.last_end_s = 1, math.nan
+    assert book.enter("t", "constant", 5000.0) is first, "its call still runs"
+    first.running, first.last_end_s = 0, 5300.0
+    assert book.enter("t", "constant", 5900.0) is first
+    again = book.enter("t", "constant", 6501.0)
+    assert (again.arrival_s, again.number) == (6501.0, 1)
