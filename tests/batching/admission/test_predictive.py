@@ -12,7 +12,7 @@ from burrstone.batching.admission.gatekeeper import Gatekeeper
 from burrstone.batching.admission.predictive import Predictive
 from burrstone.batching.admission.service_rate import ServiceRate
 from burrstone.batching.core.rng import Rng
-from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL
+from burrstone.batching.core.step_model import StepModel
 
 NEVER = 1e9
 
@@ -96,7 +96,9 @@ def test_nothing_is_refused_before_anything_is_known() -> None:
 
 
 def test_a_step_model_stands_in_until_then() -> None:
-    rate = ServiceRate(DEFAULT_STEP_MODEL)
+    rate = ServiceRate(
+        StepModel(base_s=0.01, prefill_token_s=5.6e-5, decode_seq_s=5e-5, kv_token_s=1e-7, attention_pair_s=2e-10)
+    )
     assert rate.known
     assert rate.base_s + 8192 * rate.prefill_token_s == pytest.approx(0.51, rel=0.15)
 
