@@ -1,5 +1,6 @@
 """vLLM's scheduler, or ours over it, driven step by step without a model: every finished prompt gets made-up tokens."""
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -37,9 +38,13 @@ def vllm_config(
         is_encoder_decoder=False,
     )
     cache = CacheConfig(block_size=BLOCK_TOKENS, gpu_memory_utilization=0.9, enable_prefix_caching=caching)
+    # On the CPU vLLM writes libraries to preload into the environment, which servers of other tests would inherit.
+    before = dict(os.environ)
     config = VllmConfig(
         model_config=model, scheduler_config=scheduler, cache_config=cache, device_config=DeviceConfig("cpu")
     )
+    os.environ.clear()
+    os.environ.update(before)
     config.cache_config.num_gpu_blocks = num_blocks
     return config
 
