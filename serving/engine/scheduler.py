@@ -54,7 +54,8 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         self.step_log = open_step_log(self, options)
         self._clock = clock
         self._end_s = -math.inf
-        self._hook_s = 0.0
+        # The step's own hooks, and those of arrivals since the last step: a hundred may come between two of them.
+        self._hook_s = self._arrivals_s = 0.0
         self._updating = False
         self._limits: tuple[int, int] | None = None
         self._parked: list[Any] = []
@@ -76,7 +77,8 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         elif not known:
             before_s = self._hook_s
             self._hook(self.ledger.arrived, request, self._clock())
-            self._hook_s = before_s  # not the step's: a hundred may come between two of them
+            self._arrivals_s += self._hook_s - before_s
+            self._hook_s = before_s
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         step = self._hook(self._decide)
@@ -165,9 +167,11 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
             attempt(self.step_log.close)
 
     def _watch(self) -> None:
+        """At the end of a step, when all the time is known that it spent in here."""
+        self.counters.hook_ns = round((self._hook_s + self._arrivals_s) * 1e9)
         if not self.watchdog.fallen and self.watchdog.observe(self._hook_s):
             self._fall(self.watchdog.verdict)
-        self._hook_s = 0.0
+        self._hook_s = self._arrivals_s = 0.0
 
     def _decide(self) -> Step:
         """Arrange vLLM's queues for this step. They are changed when all is decided, and never left half changed."""
@@ -263,7 +267,6 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
             passing.clear()
         counters = self.counters
         counters.steps += 1
-        counters.hook_ns = int(self._hook_s * 1e9)
         counters.relegated = self.ledger.relegated
         counters.kept_blocks = 0 if self.kept is None else self.kept.num_blocks
         if self.step_log is not None and step.record is not None:

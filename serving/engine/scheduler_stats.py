@@ -9,7 +9,7 @@ _PREFIX = "burrstone_"
 
 @dataclass(slots=True)
 class SchedulerCounters:
-    """Since the engine's start, but for `hook_ns` of the last step and `kept_blocks` now."""
+    """Since the engine's start, but for `hook_ns` of the last step, arrivals before it included, and `kept_blocks` now."""
 
     steps: int = 0
     hook_ns: int = 0

@@ -295,6 +295,26 @@ def test_counters_travel_with_vllms_statistics(make: Make) -> None:
     assert told["burrstone_preemptions"] > 0
 
 
+def test_the_time_of_a_step_in_the_hook_has_all_its_parts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make("slo", max_num_seqs=4)
+    ledger, now_s = engine.scheduler.ledger, [0.0]
+    monkeypatch.setattr("burrstone.serving.engine.scheduler.time.perf_counter", lambda: now_s[0])
+    for method, seconds in (("arrived", 1.0), ("plan", 10.0), ("served", 100.0), ("ended", 1000.0)):
+
+        def slow(*args: Any, real: Any = getattr(ledger, method), seconds: float = seconds, **kwargs: Any) -> Any:
+            now_s[0] += seconds
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(ledger, method, slow)
+    engine.add("a", prompt(1, 10), 2)
+    engine.add("b", prompt(2, 10), 1)
+    seconds = []
+    for _ in range(2):
+        engine.step()
+        seconds.append(engine.scheduler.counters.hook_ns / 1e9)
+    assert seconds == [1112.0, 1110.0]
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_step_log_tells_every_step_and_every_request(make: Make, depth: int, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
