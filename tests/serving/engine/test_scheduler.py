@@ -10,8 +10,10 @@ import pytest
 from bare_scheduler import AnyText, BareEngine, make_scheduler, vllm_config
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from vllm.pooling_params import PoolingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
 
 from burrstone.batching.policies.engine_policy import Plan
 from burrstone.batching.policies.plan import prefilling
@@ -150,6 +152,15 @@ def test_the_policy_decides_who_is_admitted(make: Make) -> None:
         engine.add(f"r{number}", prompt(number, 10), 1, {"priority": priority})
     engine.run()
     assert engine.finished == ["r2", "r3", "r0", "r1"]
+
+
+def test_pooling_requests_are_one_nameless_tenants(make: Make) -> None:
+    scheduler = make("vtc > slo").scheduler
+    for name in ("a", "b"):
+        scheduler.add_request(Request(name, prompt(1, 10), None, PoolingParams(task="embed")))
+    rows = scheduler.ledger.policy.requests[scheduler.ledger.rows(list(scheduler.waiting))]
+    assert not scheduler.watchdog.fallen
+    assert len(set(rows["tenant"])) == 1 and set(rows["priority"]) == {0} and set(rows["program"]) == {-1}
 
 
 def test_who_waits_for_a_grammar_holds_up_nobody(make: Make) -> None:
