@@ -17,10 +17,7 @@ from burrstone.batching.admission.fair_queue import FairQueue, Waiter
 from burrstone.batching.admission.output_lengths import OutputLengths
 from burrstone.batching.admission.policy import Admission
 from burrstone.batching.admission.service_rate import ServiceRate
-
-# What VTC's authors charge: an output token costs the engine about as much as two of a prompt.
-PROMPT_WEIGHT = 1.0
-OUTPUT_WEIGHT = 2.0
+from burrstone.batching.policies.spec import Knobs
 
 
 @dataclass(slots=True)
@@ -38,10 +35,14 @@ class Gatekeeper:
     """A request arrives, waits, is released, and leaves: whatever became of it, `leave` is its last call.
 
     `max_running`: sequences let through at a time, None where the engine decides. `engine_seats`: what it runs at once.
+    `knobs`: prompt_weight and output_weight, as in the engine's vtc.
     """
 
-    def __init__(self, admission: Admission, *, max_running: int | None, engine_seats: int) -> None:
+    def __init__(
+        self, admission: Admission, *, max_running: int | None, engine_seats: int, knobs: Knobs | None = None
+    ) -> None:
         self.admission = admission
+        self._knobs = knobs or Knobs()
         self.queue = FairQueue(max_running)
         self.seats = engine_seats if max_running is None else min(max_running, engine_seats)
         self._lengths = OutputLengths()
@@ -98,7 +99,7 @@ class Gatekeeper:
         # What a whole answer took shows at its end only: cut short, it is charged what was expected.
         charged_tokens = visitor.expected_tokens if unseen else output_tokens
         if not self.queue.remove(seq):
-            self.queue.leave(seq, _cost(request.prompt_tokens, charged_tokens))
+            self.queue.leave(seq, self._cost(request.prompt_tokens, charged_tokens))
         if visitor.started_s is not None:
             self._rate.observe_seat(now_s - visitor.started_s)
         if visitor.started and finished and request.max_tokens:
@@ -146,13 +147,16 @@ class Gatekeeper:
     def _expected_tokens(self, request: GateRequest) -> float:
         return request.choices * self._lengths.expected(request.tenant, request.max_tokens)
 
+    def _cost(self, prompt_tokens: int, output_tokens: float) -> float:
+        return self._knobs.prompt_weight * prompt_tokens + self._knobs.output_weight * output_tokens
+
     def _waiter(self, request: GateRequest) -> Waiter:
         return Waiter(
             seq=request.seq,
             tenant=request.tenant,
             sequences=request.choices,
             prompt_tokens=request.prompt_tokens,
-            cost=_cost(request.prompt_tokens, self._expected_tokens(request)),
+            cost=self._cost(request.prompt_tokens, self._expected_tokens(request)),
             weight=request.weight,
             priority=request.priority,
             max_concurrent=request.max_concurrent,
@@ -166,7 +170,3 @@ def _compile_kernels() -> None:
     lengths.expected("", 1)
     for decision in (Reject(1.0, ""), Degrade(1)):
         decision_hash(FIRST_HASH, GateRequest(seq=0, tenant="", prompt_tokens=0, max_tokens=0), decision)
-
-
-def _cost(prompt_tokens: int, output_tokens: float) -> float:
-    return PROMPT_WEIGHT * prompt_tokens + OUTPUT_WEIGHT * output_tokens

@@ -12,6 +12,7 @@ from burrstone.batching.admission.gatekeeper import Gatekeeper
 from burrstone.batching.admission.registry import make_admission
 from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.errors import DeadlineExceeded, Overloaded, ServeError
+from burrstone.batching.policies.spec import Knobs
 from burrstone.batching.request import RequestMeta
 from burrstone.serving.config import SchedulerConfig
 from burrstone.serving.metrics import EngineMetrics
@@ -78,7 +79,12 @@ class Gate:
         self._metrics = metrics
         self._clock = clock
         admission = make_admission(config.admission, tuple(config.priorities()), model)
-        self._keeper = Gatekeeper(admission, max_running=config.max_running, engine_seats=engine_seats)
+        self._keeper = Gatekeeper(
+            admission,
+            max_running=config.max_running,
+            engine_seats=engine_seats,
+            knobs=Knobs.from_dict(config.knobs),
+        )
         self._seqs = itertools.count()
         self._waiting: dict[int, Visit] = {}
 

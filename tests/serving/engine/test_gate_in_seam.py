@@ -128,6 +128,24 @@ async def test_a_full_house_says_when_a_place_will_come_free(monkeypatch: pytest
     assert 1.0 < (known.value.retry_after_s or 0.0) <= 40.0  # one took 40 s, one no time at all
 
 
+@pytest.mark.parametrize(("output_weight", "third"), [(2.0, "b2"), (0.0, "a2")])
+async def test_the_gate_weighs_tokens_by_the_schedulers_knobs(output_weight: float, third: str) -> None:
+    bench = Bench(scheduler(max_running=1, knobs={"prompt_weight": 1.0, "output_weight": output_weight}))
+    held = reading(bench, "held", tenant="other")
+    await settle()
+    asked = [("a1", "a", 1000), ("b1", "b", 1), ("a2", "a", 1), ("b2", "b", 1)]
+    waiting = []
+    for name, tenant, max_tokens in asked:
+        waiting.append(asyncio.create_task(drain(bench.start(call(tenant=tenant), name, max_tokens=max_tokens))))
+        await settle()
+    bench.send(output(1, finished=True), request_id="held")
+    bench.send(output(900, finished=True), request_id="a1")
+    for name in ("b1", "a2", "b2"):
+        bench.send(output(1, finished=True), request_id=name)
+    await asyncio.gather(held, *waiting)
+    assert list(bench.engine.seen)[3] == third
+
+
 async def test_a_degraded_request_asks_the_engine_for_less_and_says_so() -> None:
     bench = Bench(scheduler(admission="brownout", max_running=1))
     first, here = reading(bench, "first"), call()
