@@ -319,11 +319,11 @@ def test_the_time_of_a_step_in_the_hook_has_all_its_parts(make: Make, monkeypatc
         monkeypatch.setattr(ledger, method, slow)
     engine.add("a", prompt(1, 10), 2)
     engine.add("b", prompt(2, 10), 1)
-    seconds = []
+    told = []
     for _ in range(2):
         engine.step()
-        seconds.append(engine.scheduler.counters.hook_ns / 1e9)
-    assert seconds == [1112.0, 1110.0]
+        told.append(engine.scheduler.counters.hook_ns / 1e9)
+    assert told == [1112.0, 1110.0]
 
 
 @pytest.mark.parametrize("depth", [1, 2])
