@@ -14,11 +14,10 @@ from burrstone.batching.policies.engine_policy import Arrival, EnginePolicy, Pla
 from burrstone.batching.policies.order import hopeless
 from burrstone.batching.policies.spec import PolicySpec
 from burrstone.batching.policies.ttl import keep_s, observe_call_end, observe_gap
+from burrstone.batching.request import METADATA_KEY
 from burrstone.batching.sim.step_log import Arrived, Ended, StepLoad, scheduled_hash
 from burrstone.serving.engine.program_book import MIN_FORGET_S, Program, ProgramBook, TenantBook
 
-# Where a request's metadata travels: Request.sampling_params.extra_args[METADATA_KEY].
-METADATA_KEY = "burrstone"
 _LOW_64_BITS = 8
 # A request that says it is older than this had its clock set; it counts as new.
 _MAX_AGE_S = 3600.0

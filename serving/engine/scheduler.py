@@ -43,7 +43,11 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         """Take up a policy, before the first request."""
         compile_kernels(options.spec, options.model)
         policy = EnginePolicy(
-            options.spec, options.model, max_step_tokens=self.max_num_scheduled_tokens, block_tokens=self.block_size
+            options.spec,
+            options.model,
+            max_step_tokens=self.max_num_scheduled_tokens,
+            block_tokens=self.block_size,
+            decode_tokens=1 + self.num_spec_tokens,
         )
         self.watchdog = watchdog or Watchdog()
         self.counters = SchedulerCounters()
