@@ -1,7 +1,7 @@
 """Target 8: how long agent programs take when whole programs are served in order and their KV caches kept between calls.
 
 Programs of six to fourteen calls with tools at work between them, on one 8B engine with room for 120,000 tokens of KV.
-Near saturation is 0.18 programs a second: there, stock vLLM's engine is overloaded and ours is about to be.
+Near saturation is 0.24 programs a second: there, stock vLLM's engine is overloaded and ours is about to be.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from burrstone.batching.sim.workload_types import Workload
 SEEDS = (1, 2, 3)
 DURATION_S = 1200.0
 NUM_BLOCKS = 7500
-_LOADS = {"near-saturation": (0.18, 0.6), "at-low-load": (0.1, 1.02)}
+_LOADS = {"near-saturation": (0.24, 0.6), "at-low-load": (0.1, 1.02)}
 
 
 def run(context: Context) -> dict[str, Row]:

@@ -37,7 +37,7 @@ def run(context: Context) -> dict[str, Row]:
 
 def _flooded(policy: str, seed: int) -> tuple[float, float]:
     """(the victim's p99 TTFT, when everything was done)."""
-    workload = flood(DURATION_S, seed)
+    workload = flood(DURATION_S, seed, flood_rate=20.0)
     result = simulate(EngineSpec(policy=policy), workload)
     found = latencies(workload, result.arrival_s, result.first_token_s, result.ended_s, result.finished)
     return quantiles(found.ttft_s[workload.tenant == _VICTIM])[-1], result.makespan_s
