@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = [(spec, router) for spec in specs for router in routers]
     plans = []
     with ProgressBar() as bar:
-        bar.at(0.0, "starts; the first run compiles, which takes a minute")
+        bar.at(0.0, "starts; the first run compiles the simulator, once, which takes half a minute")
         for place, (spec, router) in enumerate(chosen):
 
             def progress(share: float, text: str, place: int = place) -> None:

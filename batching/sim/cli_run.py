@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     rates = arguments.rate or [None]
     cells = []
     with ProgressBar() as bar:
-        bar.at(0.0, "starts; the first run compiles, which takes a minute")
+        bar.at(0.0, "starts; the first run compiles the simulator, once, which takes half a minute")
         for place, (rate, spec) in enumerate((rate, spec) for rate in rates for spec in specs):
 
             def progress(share: float, text: str, place: int = place) -> None:

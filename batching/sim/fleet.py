@@ -93,6 +93,7 @@ class FleetResult:
     makespan_s: float
     steps: int
     preemptions: int
+    engines: np.ndarray  # [engines] of ENGINE, as they came to rest
 
     @property
     def attainment(self) -> float:
@@ -150,6 +151,7 @@ def simulate_fleet(
         makespan_s=makespan_s,
         steps=int(world.engines["steps"].sum()),
         preemptions=int(world.engines["preemptions"].sum()),
+        engines=world.engines,
     )
 
 
@@ -227,9 +229,11 @@ def _switch(world: World, fleet: kernels.Fleet, spec: FleetSpec, power: _Power, 
     if spec.autoscale is not None:
         _scale(world, fleet, spec.autoscale, power, now_s)
     alive = power.needed & (power.broken == 0) & (power.ready_s <= now_s)
-    fleet.views["alive"] = alive
+    # An engine that is back at once must be empty before it gets anything, or it would be sent what it has just lost.
+    fleet.views["alive"] = alive & ~lost
     for e in np.flatnonzero(lost):
         kernels.act(world, fleet, kernels.LOSE, e, now_s)
+    fleet.views["alive"] = alive
     if alive.any() and fleet.clock[0]["homeless"] > 0:
         kernels.act(world, fleet, kernels.HOUSE, 0, now_s)
 

@@ -92,9 +92,20 @@ def test_a_program_stays_on_its_engine() -> None:
     assert len({tuple(served.ended_s[first : first + 4].tolist()) for first in (0, 4, 8)}) == 1
 
 
+@pytest.mark.parametrize("router", ["least-load", "p2c", "session"])
+def test_a_router_that_looks_at_its_engines_serves_all(router: str) -> None:
+    workload, arrived = requests(60), list[int]()
+    served = serve("macro", EngineSpec(), router_policy(router), 3, workload, arrived.append)
+    assert served.finished.all()
+    assert served.output_tokens.tolist() == workload.output_tokens.tolist()
+    assert served.asked_tokens >= workload.input_tokens.sum()
+    assert 0 < served.busy_s <= 3 * served.makespan_s
+    assert arrived[-1] == 60
+
+
 def test_a_router_that_is_not_simulated_is_refused() -> None:
-    with pytest.raises(UsageError, match="--router p2c: only round-robin is simulated"):
-        serve("macro", EngineSpec(), router_policy("p2c"), 2, requests(4), lambda ended: None)
+    with pytest.raises(UsageError, match="--router min-ttft: fleet: KV blocks are counted"):
+        serve("macro", EngineSpec(), router_policy("min-ttft"), 2, requests(4), lambda ended: None)
 
 
 def test_graphs_are_judged_on_prompts_that_they_were_not_chosen_for() -> None:

@@ -106,6 +106,13 @@ def test_whoever_was_on_a_lost_engine_begins_again() -> None:
     assert broken.quantile_s(E2E, 0.9) > whole.quantile_s(E2E, 0.9)
 
 
+def test_an_engine_that_is_back_at_once_has_lost_what_it_held() -> None:
+    workload = chats(4.0, 20.0)
+    fleet = simulate_fleet(fleet_of(3, failures=(Failure(at_s=5.0, for_s=0.0, engines=3),)), workload)
+    assert fleet.tallies["moved"].sum() > 0
+    assert fleet.tallies["finished"].sum() == len(workload)
+
+
 def test_while_all_engines_are_gone_requests_wait() -> None:
     workload = chats(4.0, 20.0)
     fleet = simulate_fleet(fleet_of(2, failures=(Failure(5.0, 40.0, engines=2),), rows_per_engine=200), workload)
