@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burrstone.batching.errors import UsageError
+from burrstone.batching.routing.memory import new_memory
 from burrstone.batching.routing.spec import router_policy
-from burrstone.batching.sim.fleet import Autoscale, Failure, FleetSpec, Stream, simulate_fleet
+from burrstone.batching.sim.fleet import Autoscale, Failure, FleetSpec, Stream, _world, simulate_fleet
 from burrstone.batching.sim.fleet_kernels import E2E, TTFT
 from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
@@ -135,6 +136,14 @@ def test_a_stream_is_the_same_for_a_seed_and_near_its_rate() -> None:
     np.testing.assert_array_equal(one.histograms, again.histograms)
     assert not np.array_equal(one.histograms, other.histograms)
     assert one.tallies["offered"].sum() == pytest.approx(2000, abs=200)
+
+
+def test_an_engine_costs_few_bytes() -> None:
+    # Ten thousand of them, as target 4 has them, are to fit into 4 GB.
+    spec = FleetSpec(EngineSpec("slo", max_num_seqs=64), 100, router_policy("p2c"))
+    world = _world(spec, chats(4.0, 5.0))
+    arrays = [*world, *world.kv, *new_memory(100, ring=8).sent]
+    assert sum(array.nbytes for array in arrays if isinstance(array, np.ndarray)) < 100 * 100_000
 
 
 @pytest.mark.parametrize(
