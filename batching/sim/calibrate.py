@@ -9,11 +9,11 @@ import numpy as np
 
 from burrstone.batching.core.kernel import kernel
 from burrstone.batching.core.rng import uniform_at
+from burrstone.batching.core.step_log import StepLoad, StepRecord
 from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.core.step_noise import MAX_RATIOS
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.nnls import Floats, nnls, robust_nnls, robust_sigma
-from burrstone.batching.sim.step_log import StepLoad, StepRecord
 
 MIN_STEPS = 50
 _NAMES = tuple(field.name for field in fields(StepModel))

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from burrstone.batching.core.step_log import LogHeader, StepLoad, read_log
 from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.calibrate import Calibration, StepSamples, fit, samples_of
 from burrstone.batching.sim.cli_output import print_json, print_table
 from burrstone.batching.sim.step_drift import DriftDetector
-from burrstone.batching.sim.step_log import LogHeader, StepLoad, read_log
 
 _MEANING = {
     "base_s": "a step, empty",

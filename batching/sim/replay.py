@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from burrstone.batching.core.requests import NEVER_S, REQUEST
+from burrstone.batching.core.step_log import Arrived, Ended, LogHeader, StepRecord, read_log, scheduled_hash
 from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.policies.spec import Knobs
 from burrstone.batching.sim import kv
 from burrstone.batching.sim.engine import add, cancel, complete, finish, schedule
 from burrstone.batching.sim.spec import EngineSpec, new_world
-from burrstone.batching.sim.step_log import Arrived, Ended, LogHeader, StepRecord, read_log, scheduled_hash
 from burrstone.batching.sim.world import JOB, NOWHERE, World, give_row, take_row
 
 # As many finished calls as a live engine would ever keep.

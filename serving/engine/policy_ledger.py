@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from burrstone.batching.core.requests import NO_DEADLINE_S, new_tenants
+from burrstone.batching.core.step_log import Arrived, Ended, StepLoad, scheduled_hash
 from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.policies.engine_policy import Arrival, EnginePolicy, Plan
 from burrstone.batching.policies.order import hopeless
 from burrstone.batching.policies.spec import PolicySpec
 from burrstone.batching.policies.ttl import keep_s, observe_call_end, observe_gap
 from burrstone.batching.request import METADATA_KEY
-from burrstone.batching.sim.step_log import Arrived, Ended, StepLoad, scheduled_hash
 from burrstone.serving.engine.program_book import MIN_FORGET_S, Program, ProgramBook, TenantBook
 
 _LOW_64_BITS = 8

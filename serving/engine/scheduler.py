@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from burrstone.batching.core.step_log import StepRecord, scheduled_hash
 from burrstone.batching.policies.engine_policy import EnginePolicy
-from burrstone.batching.sim.step_log import StepRecord, scheduled_hash
 from burrstone.serving.engine import vllm_core_compat as vllm
 from burrstone.serving.engine.kept_caches import KeptCaches
 from burrstone.serving.engine.policy_ledger import PolicyLedger, compile_kernels

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from burrstone.batching.sim.step_log import LogHeader, StepRecord
+from burrstone.batching.core.step_log import LogHeader, StepRecord
 from burrstone.serving.engine import vllm_core_compat as vllm
 from burrstone.serving.engine.program_book import MAX_TENANTS
 from burrstone.serving.engine.scheduler_options import SchedulerOptions

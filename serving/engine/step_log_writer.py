@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from burrstone.batching.sim.step_log import LogHeader, StepRecord
+from burrstone.batching.core.step_log import LogHeader, StepRecord
 
 log = logging.getLogger("burrstone.scheduler")
 # A killed core loses at most what these allow, and nothing but whole lines.

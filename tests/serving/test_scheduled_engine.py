@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
+from burrstone.batching.core.step_log import read_log
 from burrstone.batching.sim.replay import replay
-from burrstone.batching.sim.step_log import read_log
 from harness import EXACT_FLAGS, MODEL, Server, serving
 
 pytestmark = pytest.mark.engine

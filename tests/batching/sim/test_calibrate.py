@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from burrstone.batching.core.step_log import StepLoad, StepRecord
 from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.core.step_noise import NO_NOISE, noise_ratio
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.calibrate import Calibration, StepSamples, fit, samples_of
 from burrstone.batching.sim.step_drift import DriftDetector
-from burrstone.batching.sim.step_log import StepLoad, StepRecord
 
 PLANTED = StepModel(
     base_s=0.01, prefill_token_s=5e-5, decode_seq_s=2e-4, kv_token_s=1e-7, attention_pair_s=3e-9

@@ -15,9 +15,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from burrstone.batching.core.step_log import Arrived, Ended, read_log
 from burrstone.batching.policies.engine_policy import Plan
 from burrstone.batching.policies.plan import prefilling
-from burrstone.batching.sim.step_log import Arrived, Ended, read_log
 from burrstone.serving.engine.scheduler import BurrstoneAsyncScheduler, BurrstoneScheduler
 from burrstone.serving.engine.scheduler_options import SchedulerOptions
 from burrstone.serving.engine.watchdog import Watchdog

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from burrstone.batching.core.step_log import LogHeader, StepRecord, read_log
 from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL
-from burrstone.batching.sim.step_log import LogHeader, StepRecord, read_log
 from burrstone.serving.engine.step_log_writer import StepLogWriter
 
 HEADER = LogHeader("fcfs", 8, 64, 16, 63, True, {"base_s": DEFAULT_STEP_MODEL.base_s})

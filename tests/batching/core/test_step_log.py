@@ -2,9 +2,7 @@
 
 import pytest
 
-from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL
-from burrstone.batching.errors import UsageError
-from burrstone.batching.sim.step_log import (
+from burrstone.batching.core.step_log import (
     Arrived,
     Ended,
     LogHeader,
@@ -13,6 +11,8 @@ from burrstone.batching.sim.step_log import (
     read_log,
     scheduled_hash,
 )
+from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL
+from burrstone.batching.errors import UsageError
 
 HEADER = LogHeader("fcfs", 8, 64, 16, 100, True, {"base_s": DEFAULT_STEP_MODEL.base_s})
 ARRIVED = Arrived(3, 0.1 + 0.2, 17, 5, 4.5, ttft_deadline_s=1.3, block_hashes=(2**64 - 1, 7))
