@@ -26,7 +26,7 @@ WITHOUT = {
 }
 # Modules that are imported where vLLM, torch and Ray are not wanted: not even by way of others.
 LIGHT = ("burrstone.serving.cli.main", "burrstone.serving.edges.http_api", "burrstone.serving.edges.grpc_listener")
-HEAVY = {"torch", "vllm", "ray", "transformers"}
+HEAVY = {"torch", "vllm", "ray", "transformers", "numba"}
 # Whoever names a module of vLLM's, and what it names. Everything else comes through vllm_compat.
 COMPAT = "burrstone.serving.engine.vllm_compat"
 VLLM_IMPORTERS = {

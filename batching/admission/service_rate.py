@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from burrstone.batching.core.step_model import StepModel, prefill_seconds
+from burrstone.batching.core.step_model import StepModel
+from burrstone.batching.core.step_time import prefill_seconds
 
 # Each observation weighs this much less with every one that follows: the last fifty or so decide.
 _FORGET = 0.98

@@ -13,11 +13,11 @@ from typing import Any, TypeVar, cast
 import numba
 from numba.core import config as numba_config
 
+from burrstone.batching.core.environment import CACHE_ENV
 from burrstone.batching.core.parts import Kernel
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _ROOM = Path(__file__).parents[1]
-CACHE_ENV = "BURRSTONE_KERNEL_CACHE"
 
 
 def _cache_folder() -> Path | None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from burrstone.batching.core.kernel import kernel
-from burrstone.batching.core.step_model import prefill_seconds
+from burrstone.batching.core.step_time import prefill_seconds
 
 # Added to the key of what must wait for everything else.
 LATER_S = 1e12

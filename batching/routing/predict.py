@@ -3,7 +3,7 @@
 import numpy as np
 
 from burrstone.batching.core.kernel import kernel
-from burrstone.batching.core.step_model import prefill_seconds
+from burrstone.batching.core.step_time import prefill_seconds
 from burrstone.batching.routing.dispatches import Dispatches, drop_seen
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from burrstone.batching.core.kernel import kernel
 from burrstone.batching.core.requests import NEVER_S
-from burrstone.batching.core.step_model import step_seconds
 from burrstone.batching.core.step_noise import noise_ratio
+from burrstone.batching.core.step_time import step_seconds
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.drive import fill
 from burrstone.batching.sim.engine import add, complete, finish, schedule

@@ -10,8 +10,8 @@ import numpy as np
 from burrstone.batching.core.hashing import fold
 from burrstone.batching.core.kernel import kernel, lean_kernel
 from burrstone.batching.core.requests import NEVER_S, RUNNING, WAITING
-from burrstone.batching.core.step_model import step_seconds
 from burrstone.batching.core.step_noise import noise_ratio
+from burrstone.batching.core.step_time import step_seconds
 from burrstone.batching.policies.plan import on_admit, on_arrival, on_finish, on_preempt, on_served, plan, prefilling
 from burrstone.batching.sim import kv, pins, queue
 from burrstone.batching.sim.world import CANCELLED, FINISHED, NOWHERE, World

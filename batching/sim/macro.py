@@ -6,8 +6,8 @@ adds up the same numbers in the same order as single steps do, so both give equa
 """
 
 from burrstone.batching.core.kernel import large, lean_kernel
-from burrstone.batching.core.step_model import step_seconds
 from burrstone.batching.core.step_noise import noise_ratio
+from burrstone.batching.core.step_time import step_seconds
 from burrstone.batching.policies.plan import on_served
 from burrstone.batching.sim import engine as engine_steps
 from burrstone.batching.sim import kv, pins

@@ -12,7 +12,8 @@ import numpy as np
 from burrstone.batching.core.hashing import SEED, fold
 from burrstone.batching.core.kernel import kernel
 from burrstone.batching.core.rng import mix
-from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL, StepModel, prefill_seconds
+from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL, StepModel
+from burrstone.batching.core.step_time import prefill_seconds
 from burrstone.batching.routing.choose import cached_tokens_at, choose, on_dispatch, on_first_token
 from burrstone.batching.routing.memory import DECISION, NO_SESSION, RouterMemory, memory_of, new_memory, stacked
 from burrstone.batching.routing.predict import attention_pairs

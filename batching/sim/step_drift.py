@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from burrstone.batching.core.step_model import step_seconds
+from burrstone.batching.core.step_log import StepLoad
+from burrstone.batching.core.step_time import step_seconds
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.calibrate import Calibration
-from burrstone.batching.sim.step_log import StepLoad
 
 
 class DriftDetector:

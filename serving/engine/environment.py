@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from burrstone.batching.core.kernel import CACHE_ENV
+from burrstone.batching.core.environment import CACHE_ENV
 from burrstone.serving.config import ServeConfig
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from burrstone.batching.core.rng import Rng
-from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL, step_seconds
-from burrstone.batching.sim.step_log import LogHeader, StepLoad, StepRecord
+from burrstone.batching.core.step_log import LogHeader, StepLoad, StepRecord
+from burrstone.batching.core.step_model import DEFAULT_STEP_MODEL
+from burrstone.batching.core.step_time import step_seconds
 from burrstone.serving.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
