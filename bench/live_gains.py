@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from burrstone.batching.core.step_log import read_log
 from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.sim.agents import AgentLoad, agent_programs
 from burrstone.batching.sim.arrivals import LogNormal
 from burrstone.batching.sim.calibrate import fit, samples_of
-from burrstone.batching.sim.measures import quantiles
+from burrstone.batching.sim.measures import program_seconds, quantiles
 from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
-from burrstone.batching.sim.step_log import read_log
 from burrstone.batching.sim.targets import Row, at_least, at_most
 from burrstone.batching.sim.token_gaps import token_gaps
 from burrstone.batching.sim.workload import Slo, Stream, generate
@@ -113,19 +113,11 @@ def agents(engine: LiveEngine, say: Say) -> dict[str, Row]:
         times: dict[str, float] = {}
         for side in ("stock", "program"):
             engine.use(None if side == "stock" else SchedulerOptions(side, model=CPU_STEP_MODEL))
-            times[side] = _mean_job_s(serve(engine, workload))
+            served = serve(engine, workload)
+            times[side] = float(program_seconds(workload, served.arrival_s, served.found).mean())
         ratios.append(times["program"] / times["stock"])
         say(f"agents, seed {seed}: {times['program']:.1f} s over {times['stock']:.1f} s a job")
     return {"8-live-job-time-over-fcfs": at_most(statistics.median(ratios), 0.85)}
-
-
-def _mean_job_s(served: Served) -> float:
-    programs = served.workload.program
-    size = int(programs.max()) + 1
-    begins_s, ends_s = np.full(size, np.inf), np.zeros(size)
-    np.minimum.at(begins_s, programs, served.arrival_s)
-    np.maximum.at(ends_s, programs, served.ended_s)
-    return float((ends_s - begins_s).mean())
 
 
 def fidelity(engine: LiveEngine, num_blocks: int, say: Say) -> dict[str, Row]:

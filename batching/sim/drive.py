@@ -195,9 +195,16 @@ def drain(world: World, run: Run, e: int) -> None:
 @lean_kernel
 def record(world: World, run: Run, row: int) -> None:
     """The request has ended: keep what became of it and give its row back."""
-    request = world.requests[row]
-    job = world.jobs[row]
-    outcome = run.outcomes[job["offer"]]
+    offer = world.jobs[row]["offer"]
+    write_outcome(run.outcomes[offer], world.requests[row], world.jobs[row])
+    run.rows[offer] = NOWHERE
+    run.progress[0]["ended"] += 1
+    give_row(world, row)
+
+
+@lean_kernel
+def write_outcome(outcome: np.void, request: np.void, job: np.void) -> None:
+    """Into a record of OUTCOME: what became of a request that has ended."""
     outcome["arrival_s"] = request["arrival_s"]
     outcome["scheduled_s"] = job["scheduled_s"]
     outcome["first_token_s"] = request["first_token_s"]
@@ -206,9 +213,6 @@ def record(world: World, run: Run, row: int) -> None:
     outcome["cached_tokens"] = job["cached_tokens"]
     outcome["preemptions"] = request["preemptions"]
     outcome["outcome"] = job["outcome"]
-    run.rows[job["offer"]] = NOWHERE
-    run.progress[0]["ended"] += 1
-    give_row(world, row)
 
 
 @lean_kernel

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 
 from burrstone.batching.core.kernel import kernel, large, lean_kernel
-from burrstone.batching.core.requests import NEVER_S
 from burrstone.batching.core.rng import uniform_at
 from burrstone.batching.policies.plan import prefilling
 from burrstone.batching.routing.choose import choose, on_dispatch
@@ -13,11 +12,11 @@ from burrstone.batching.routing.dispatches import drop_seen
 from burrstone.batching.routing.memory import RouterMemory
 from burrstone.batching.routing.probes import NO_ENGINE, p2c_probes
 from burrstone.batching.routing.spec import LEAST_LOAD, P2C, ROUND_ROBIN, SESSION
-from burrstone.batching.sim.drive import fill
+from burrstone.batching.sim.drive import fill, write_outcome
 from burrstone.batching.sim.engine import add, cancel
 from burrstone.batching.sim.histogram import bucket_of
 from burrstone.batching.sim.macro import advance
-from burrstone.batching.sim.world import FINISHED, NOWHERE, World, give_row, take_row
+from burrstone.batching.sim.world import NOWHERE, World, give_row, take_row
 
 TTFT, TPOT, E2E = 0, 1, 2
 
@@ -235,14 +234,7 @@ def tally(world: World, fleet: Fleet, row: int) -> None:
     counts["input_tokens"] += request["prompt_tokens"]
     counts["output_tokens"] += request["output_tokens"]
     if fleet.outcomes.shape[0] > 0:
-        outcome = fleet.outcomes[job["offer"]]
-        outcome["arrival_s"] = request["arrival_s"]
-        outcome["scheduled_s"] = job["scheduled_s"]
-        outcome["first_token_s"] = request["first_token_s"]
-        outcome["ended_s"] = job["ended_s"]
-        outcome["output_tokens"] = request["output_tokens"]
-        outcome["preemptions"] = request["preemptions"]
-        outcome["outcome"] = FINISHED
+        write_outcome(fleet.outcomes[job["offer"]], request, job)
     give_row(world, row)
 
 
@@ -263,7 +255,6 @@ def begin_again(world: World, fleet: Fleet, row: int, now_s: float) -> None:
     offer = world.jobs[row]["offer"]
     arrival_s = world.requests[row]["arrival_s"]
     fill(world, row, offer, fleet.offers[offer], arrival_s, arrival_s)
-    world.requests[row]["first_token_s"] = NEVER_S
     fleet.tallies[world.requests[row]["tenant"]]["moved"] += 1
     dispatch(world, fleet, row, now_s)
 

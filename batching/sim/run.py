@@ -9,6 +9,7 @@ import numpy as np
 from burrstone.batching.core.requests import NEVER_S
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.drive import EVENT, OFFER, OUTCOME, PROGRESS, Run, abandon, drive
+from burrstone.batching.sim.measures import Latencies, latencies
 from burrstone.batching.sim.spec import EngineSpec, new_world
 from burrstone.batching.sim.workload_types import NONE, Floats, Ints, Prefixes, Workload
 from burrstone.batching.sim.world import FINISHED, NOWHERE, World
@@ -37,6 +38,10 @@ class Result:
     asked_tokens: int
     outcome_hash: int  # of admissions, preemptions and ends in order; equal in both modes
     plan_hash: int  # of every decision; macro mode takes fewer
+
+    def latencies(self, workload: Workload) -> Latencies:
+        """What the requests of the workload waited, and who kept its SLOs."""
+        return latencies(workload, self.arrival_s, self.first_token_s, self.ended_s, self.finished)
 
 
 def simulate(

@@ -1,7 +1,7 @@
 """Target 6: a flooding tenant costs the other nothing, nor does fairness cost throughput; and the service gap is bounded."""
 
 from burrstone.batching.sim.fairness_bound import random_load, widest_gap
-from burrstone.batching.sim.measures import latencies, quantiles
+from burrstone.batching.sim.measures import quantiles
 from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
 from burrstone.batching.sim.targets import Context, Row, at_most
@@ -39,5 +39,5 @@ def _flooded(policy: str, seed: int) -> tuple[float, float]:
     """(the victim's p99 TTFT, when everything was done)."""
     workload = flood(DURATION_S, seed, flood_rate=20.0)
     result = simulate(EngineSpec(policy=policy), workload)
-    found = latencies(workload, result.arrival_s, result.first_token_s, result.ended_s, result.finished)
+    found = result.latencies(workload)
     return quantiles(found.ttft_s[workload.tenant == _VICTIM])[-1], result.makespan_s

@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 
-from burrstone.batching.sim.measures import latencies
 from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
 from burrstone.batching.sim.targets import Context, Row, at_least
@@ -64,7 +63,7 @@ def _attained_at(policy: str, chat: Workload, code: Workload, seed: int, rate: f
 def _attained(policy: str, workload: Workload) -> tuple[float, float]:
     """Share of the interactive and of the batch requests that kept their SLO."""
     result = simulate(EngineSpec(policy=policy), workload)
-    good = latencies(workload, result.arrival_s, result.first_token_s, result.ended_s, result.finished).good
+    good = result.latencies(workload).good
     return float(good[workload.tenant == 0].mean()), float(good[workload.tenant == 1].mean())
 
 
