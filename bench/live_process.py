@@ -27,11 +27,11 @@ def _main(arguments: Sequence[str]) -> None:
     _say("starting the engine")
     engine = LiveEngine(model.path, num_blocks[0])
 
-    from burrstone.bench import live_gains, live_loads
+    from burrstone.bench import live_fidelity, live_gains, live_loads
 
     measures: dict[int, Callable[[], dict[str, Any]]] = {
         1: lambda: live_loads.same_code(engine, decisions[0], _say),
-        2: lambda: live_gains.fidelity(engine, num_blocks[0], _say),
+        2: lambda: live_fidelity.fidelity(engine, num_blocks[0], _say),
         5: lambda: live_gains.capacity(engine, _say),
         6: lambda: live_gains.flooded(engine, _say),
         8: lambda: live_gains.agents(engine, _say),
