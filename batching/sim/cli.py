@@ -9,7 +9,9 @@ from typing import Any
 
 from burrstone.batching.sim.cli_flags import (
     Flags,
+    at_least_zero,
     count,
+    failure,
     fraction,
     knob,
     names,
@@ -142,6 +144,27 @@ def _add_fleet(flags: Flags) -> None:
     )
     fleet.add(
         "--price", type=positive("money per accelerator and hour"), metavar="P", help="of an accelerator, an hour"
+    )
+    change = flags.group("engines that come and go (with --no-prefix-caching)")
+    change.add(
+        "--fail",
+        action="append",
+        type=failure,
+        metavar="AT_S:FOR_S[:ENGINES]",
+        help="so many engines [1] die at AT_S with all that they hold, and are back FOR_S later; repeat it",
+    )
+    change.add(
+        "--autoscale",
+        type=positive("requests that an engine should hold"),
+        metavar="REQUESTS",
+        help="as many engines as hold so many requests each, up to the fleet's size [always all]",
+    )
+    change.add(
+        "--start-s",
+        type=at_least_zero("seconds until a new engine serves"),
+        default=120.0,
+        metavar="S",
+        help="that a new engine takes to come up, with --autoscale [%(default)s]",
     )
     neuron = flags.group("static shapes")
     neuron.add("--neuron", action="store_true", help="also: which graphs to compile for this traffic")

@@ -78,6 +78,15 @@ def knob(text: str) -> tuple[str, float]:
     return name.strip(), at_least_zero(f"the value of {name.strip()}")(value)
 
 
+def failure(text: str) -> tuple[float, float, int]:
+    """`60:30:2`: (at_s, for_s, engines)."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3):
+        raise argparse.ArgumentTypeError(f"{text!r} must be AT_S:FOR_S[:ENGINES], such as 60:30:2")
+    at_s, for_s = (at_least_zero("seconds")(part) for part in parts[:2])
+    return at_s, for_s, count("engines")(parts[2]) if len(parts) == 3 else 1
+
+
 def _number(kind: type[_T], ok: Callable[[_T], bool], rule: str) -> Callable[[str], _T]:
     def parse(text: str) -> _T:
         try:

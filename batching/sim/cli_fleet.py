@@ -1,20 +1,24 @@
 """`burrstone sim fleet`: how many engines, with which policy, and what they cost."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from burrstone.batching.errors import UsageError
 from burrstone.batching.routing.spec import RouterSpec
 from burrstone.batching.sim.cli_common import engine_facts, engine_specs, router_of, write_report
 from burrstone.batching.sim.cli_neuron import Buckets, buckets, buckets_section, print_buckets
 from burrstone.batching.sim.cli_output import ProgressBar, print_json, print_table
-from burrstone.batching.sim.cli_serve import serve
+from burrstone.batching.sim.cli_serve import Changes, serve
 from burrstone.batching.sim.cli_traffic import Traffic, print_workloads
 from burrstone.batching.sim.contenders import Trial, contender, trial
+from burrstone.batching.sim.fleet import Autoscale, Failure
 from burrstone.batching.sim.plots import Axis, number, seconds
+from burrstone.batching.sim.recovery import recovery_s
 from burrstone.batching.sim.report import Contender, Curve, curve_section, latency_section, timeline_section
 from burrstone.batching.sim.report_page import Origin, Section, page, table
 from burrstone.batching.sim.sizing import Attained, cost_per_million_tokens, fewest, smallest
@@ -38,6 +42,8 @@ class Plan:
     tried: tuple[Attained, ...]
     contender: Contender
     drain_s: float  # from the end of the traffic until nobody waits
+    mean_engines: float  # fewer than `engines` with autoscaling
+    recovery_s: float | None  # of the failure and seed where it took longest
     accelerators: int
     hourly: float | None
     per_million_tokens: float | None
@@ -79,6 +85,7 @@ def _plan(
     arguments: argparse.Namespace, spec: EngineSpec, router: RouterSpec, traffic: Traffic, progress: Progress
 ) -> Plan:
     runs: dict[int, list[Trial]] = {}
+    changes = _changes(arguments)
     name = f"{spec.policy}, {router.name}"
 
     def attained(engines: int) -> Attained:
@@ -91,7 +98,7 @@ def _plan(
             def on_progress(_: int, share: float = share, text: str = text) -> None:
                 progress(share, text)
 
-            result = serve(arguments.mode, spec, router, engines, workload, on_progress)
+            result = serve(arguments.mode, spec, router, engines, workload, on_progress, changes)
             trials.append(trial(seed, workload, result, arguments.duration_s))
         runs[engines] = trials
         return Attained.of(engines, [t.summary.attainment for t in trials])
@@ -106,7 +113,9 @@ def _plan(
     kv_tokens = float(spec.num_blocks * spec.block_size * best.engines)
     figures = contender(name, runs[best.engines], arguments.duration_s, kv_tokens, traffic.tenant_names)
     accelerators = best.engines * arguments.accelerators_per_engine
-    hourly = None if arguments.price is None else accelerators * arguments.price
+    mean_engines = _mean_engines(best.engines, runs[best.engines], arguments.duration_s)
+    hourly = None if arguments.price is None else mean_engines * arguments.accelerators_per_engine * arguments.price
+    recoveries = [recovery_s(t.result, failure.at_s) for t in runs[best.engines] for failure in changes.failures]
     return Plan(
         name=name,
         keeps=best.low >= arguments.attainment,
@@ -115,12 +124,30 @@ def _plan(
         tried=tuple(tried),
         contender=figures,
         drain_s=max(_drained_s(t) for t in runs[best.engines]) - arguments.duration_s,
+        mean_engines=mean_engines,
+        recovery_s=max(recoveries, default=None),
         accelerators=accelerators,
         hourly=hourly,
         per_million_tokens=None
         if hourly is None
         else cost_per_million_tokens(hourly, figures.pooled.output_tokens_per_s),
     )
+
+
+def _changes(arguments: argparse.Namespace) -> Changes:
+    failures = tuple(Failure(at_s, for_s, engines) for at_s, for_s, engines in arguments.fail or ())
+    for failure in failures:
+        if failure.at_s >= arguments.duration_s:
+            raise UsageError(
+                f"--fail {failure.at_s:g}: the traffic ends at {arguments.duration_s:g} s; see --duration-s"
+            )
+    scale = arguments.autoscale
+    return Changes(failures, None if scale is None else Autoscale(scale, start_s=arguments.start_s))
+
+
+def _mean_engines(engines: int, trials: Sequence[Trial], duration_s: float) -> float:
+    """That were up while the traffic came."""
+    return float(np.mean([engines if t.result.engine_s is None else t.result.engine_s / duration_s for t in trials]))
 
 
 def _drained_s(t: Trial) -> float:
@@ -140,6 +167,8 @@ def _print(arguments: argparse.Namespace, plans: Sequence[Plan], shapes: list[Bu
 
 def _head(plans: Sequence[Plan]) -> list[str]:
     head = ["policy, router", "engines", "accelerators", "attainment", "TTFT p99", "TPOT p99"]
+    head += ["engines on average"] if plans[0].mean_engines != plans[0].engines else []
+    head += ["recovered after"] if plans[0].recovery_s is not None else []
     return head + (["cost an hour", "per million tokens"] if plans[0].hourly is not None else [])
 
 
@@ -156,6 +185,10 @@ def _rows(plans: Sequence[Plan]) -> list[list[str]]:
             seconds(found.ttft_s[2]),
             seconds(found.tpot_s[2]),
         ]
+        if plans[0].mean_engines != plans[0].engines:
+            row.append(f"{plan.mean_engines:,.1f}")
+        if plan.recovery_s is not None:
+            row.append(seconds(plan.recovery_s) if math.isfinite(plan.recovery_s) else "never")
         if plan.hourly is not None and plan.per_million_tokens is not None:
             row += [number(plan.hourly), number(plan.per_million_tokens)]
         rows.append(row)
@@ -194,6 +227,8 @@ def _as_json(plan: Plan) -> dict[str, Any]:
         "name": plan.name,
         "keeps_goal": plan.keeps,
         "engines": plan.engines,
+        "mean_engines": plan.mean_engines,
+        "recovery_s": plan.recovery_s,
         "accelerators": plan.accelerators,
         "attainment": asdict(plan.attained),
         "tried": [asdict(attained) for attained in plan.tried],

@@ -1,6 +1,7 @@
 """Several engines behind one router, for `sim run --engines` and `sim fleet`."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from burrstone.batching.core.hashing import SEED, fold
 from burrstone.batching.errors import UsageError
 from burrstone.batching.routing.spec import RouterSpec
 from burrstone.batching.sim.cli_traffic import roots
-from burrstone.batching.sim.fleet import FleetSpec, simulate_fleet
+from burrstone.batching.sim.fleet import Autoscale, Failure, FleetSpec, simulate_fleet
 from burrstone.batching.sim.run import Mode, Result, simulate
 from burrstone.batching.sim.spec import EngineSpec
 from burrstone.batching.sim.workload_types import Workload
@@ -21,6 +22,20 @@ _COLUMNS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What happens to the engines. A failure of more engines than there are takes all."""
+
+    failures: tuple[Failure, ...] = ()
+    autoscale: Autoscale | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.failures) or self.autoscale is not None
+
+
+NO_CHANGES = Changes()
+
+
 def serve(
     mode: Mode,
     spec: EngineSpec,
@@ -28,27 +43,37 @@ def serve(
     engines: int,
     workload: Workload,
     on_progress: Callable[[int], None],
+    changes: Changes = NO_CHANGES,
 ) -> Result:
     """What becomes of the workload on these engines. Raises UsageError for what is not simulated."""
+    if changes or (engines > 1 and router.name != "round-robin"):
+        return _behind_router(spec, router, engines, workload, on_progress, changes)
     if engines == 1:
         return simulate(spec, workload, mode, on_progress)
-    if router.name != "round-robin":
-        return _behind_router(spec, router, engines, workload, on_progress)
     return _in_turn(mode, spec, engines, workload, on_progress)
 
 
 def _behind_router(
-    spec: EngineSpec, router: RouterSpec, engines: int, workload: Workload, on_progress: Callable[[int], None]
+    spec: EngineSpec,
+    router: RouterSpec,
+    engines: int,
+    workload: Workload,
+    on_progress: Callable[[int], None],
+    changes: Changes,
 ) -> Result:
-    """A router that looks at its engines. Steps are skipped in either mode, which changes nothing."""
+    """A router that looks at its engines, or engines that come and go. Steps are skipped in either mode, which changes nothing."""
     size = len(workload)
-    # Sessions may all fall to one engine, whose queue holds four times as many.
-    rows = -(-size // (min(engines, 4) if router.name == "session" else engines))
+    # Sessions may all fall to one engine, whose queue holds four times as many; so may all requests, while others are gone.
+    rows = -(-size // (min(engines, 4) if router.name == "session" or changes else engines))
+    failures = tuple(replace(failure, engines=min(failure.engines, engines)) for failure in changes.failures)
     try:
-        fleet_spec = FleetSpec(spec, engines, router, rows_per_engine=max(rows, 1))
+        fleet_spec = FleetSpec(
+            spec, engines, router, failures=failures, autoscale=changes.autoscale, rows_per_engine=max(rows, 1)
+        )
         fleet = simulate_fleet(fleet_spec, workload, lambda now_s: on_progress(_arrived(workload, now_s)))
     except UsageError as error:
-        raise UsageError(f"--router {router.name}: {error}") from error
+        flags = "--fail, --autoscale" if changes else f"--router {router.name}"
+        raise UsageError(f"{flags}: {error}") from error
     columns: dict[str, Any] = {name: fleet.outcomes[name] for name in _COLUMNS if name != "finished"}
     counters = fleet.engines
     return Result(
@@ -62,6 +87,7 @@ def _behind_router(
         asked_tokens=int(counters["asked_tokens"].sum()),
         outcome_hash=_folded(counters["outcome_hash"].tolist()),
         plan_hash=_folded(counters["plan_hash"].tolist()),
+        engine_s=None if changes.autoscale is None else fleet.engine_s,
     )
 
 

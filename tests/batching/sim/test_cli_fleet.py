@@ -133,3 +133,53 @@ def test_bad_input_is_2_with_the_fix(arguments: list[str], message: str, capsys:
         code = int(stopped.code or 0)
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+CHANGING = [
+    *("--workload", "chat", "--rate", "40", "--duration-s", "60", "--policy", "fcfs"),
+    *("--engines", "6", "--no-prefix-caching"),
+]
+
+
+def test_a_failure_is_felt_until_its_queue_is_gone(capsys: Capture) -> None:
+    # 10 s without engines owe 400 requests; who is back has them served before the traffic ends.
+    (whole,) = fleet_json(capsys, *CHANGING)["plans"]
+    (broken,) = fleet_json(capsys, *CHANGING, "--fail", "10:10:6", code=1)["plans"]
+    assert whole["recovery_s"] is None
+    assert 10 < broken["recovery_s"] < 50
+    assert broken["attainment"]["mean"] < whole["attainment"]["mean"]
+    assert broken["all_seeds"]["requests"] == whole["all_seeds"]["requests"]
+    assert broken["engines"] == broken["mean_engines"] == 6
+
+
+def test_a_failure_that_others_bear_is_not_felt(capsys: Capture) -> None:
+    many = [*CHANGING, "--engines", "40", "--router", "least-load"]
+    (plan,) = fleet_json(capsys, *many, "--fail", "30:5")["plans"]
+    assert plan["recovery_s"] < 1.0
+    assert plan["keeps_goal"]
+
+
+def test_autoscaling_costs_what_is_up(capsys: Capture) -> None:
+    command = [*CHANGING, "--autoscale", "8", "--start-s", "1", "--price", "2"]
+    main(["sim", "fleet", *command, "--json"])
+    (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    assert 1 <= plan["mean_engines"] < 6
+    assert plan["hourly"] == pytest.approx(2 * plan["mean_engines"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--fail", "10"], "must be AT_S:FOR_S"),
+        (["--fail", "10:5:0"], "must be an integer >= 1: engines"),
+        (["--fail", "60:5"], "--fail 60: the traffic ends at 60 s; see --duration-s"),
+        (["--fail", "10:5", "--prefix-caching"], "--fail, --autoscale: fleet: KV blocks are counted"),
+        (["--autoscale", "0"], "must be a number > 0: requests that an engine should hold"),
+    ],
+)
+def test_changes_that_cannot_be_are_said(flags: list[str], message: str, capsys: Capture) -> None:
+    try:
+        assert main(["sim", "fleet", *CHANGING, *flags]) == 2
+    except SystemExit as stopped:
+        assert stopped.code == 2
+    assert message in capsys.readouterr().err
