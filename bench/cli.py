@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from burrstone.batching.sim.targets import met
+from burrstone.batching.sim.targets.judge import met
 from burrstone.bench.live_targets import NUMBERS, LivePlan, measure
 from burrstone.bench.overhead import OverheadPlan, measure_overhead, table
 from burrstone.serving.cli.progress import Progress

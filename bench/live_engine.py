@@ -14,7 +14,7 @@ from burrstone.serving.engine import vllm_core_compat
 from burrstone.serving.engine.vllm_compat import RequestOutputKind
 
 if TYPE_CHECKING:
-    from burrstone.serving.engine.scheduler_options import SchedulerOptions
+    from burrstone.serving.engine.scheduling.options import SchedulerOptions
 
 BLOCK_TOKENS = 32
 
@@ -54,7 +54,7 @@ class LiveEngine:
     def use(self, options: "SchedulerOptions | None", limits: Limits | None = None) -> None:
         """Another scheduler from now on: ours with these options, or vLLM's. Nothing may be running."""
         # Not before the engine stands: see live_process.
-        from burrstone.serving.engine.scheduler import BurrstoneScheduler
+        from burrstone.serving.engine.scheduling.scheduler import BurrstoneScheduler
 
         if self._engine.has_unfinished_requests():
             raise RuntimeError("the scheduler is exchanged while requests run")

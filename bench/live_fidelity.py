@@ -10,19 +10,19 @@ import numpy as np
 
 from burrstone.batching.core.step_log import read_log
 from burrstone.batching.core.step_model import StepModel
-from burrstone.batching.sim.arrivals import LogNormal
-from burrstone.batching.sim.calibrate import fit, samples_of
+from burrstone.batching.sim.fit.steps import fit, samples_of
 from burrstone.batching.sim.measures import quantiles
 from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
-from burrstone.batching.sim.targets import Row, at_most
+from burrstone.batching.sim.targets.judge import Row, at_most
 from burrstone.batching.sim.token_gaps import token_gaps
-from burrstone.batching.sim.workload import Stream, generate
-from burrstone.batching.sim.workload_types import Workload
+from burrstone.batching.sim.traffic.arrivals import LogNormal
+from burrstone.batching.sim.traffic.workload import Stream, generate
+from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.live_engine import BLOCK_TOKENS, ENGINE, LiveEngine
 from burrstone.bench.live_loads import Say
 from burrstone.bench.live_traffic import Served, serve
-from burrstone.serving.engine.scheduler_options import SchedulerOptions
+from burrstone.serving.engine.scheduling.options import SchedulerOptions
 
 _SEEDS = (21, 22, 23)
 _SHARES = (0.4, 0.8, 1.1)

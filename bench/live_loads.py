@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from burrstone.batching.sim.replay import replay
-from burrstone.batching.sim.targets import Row, at_least, at_most
+from burrstone.batching.sim.targets.judge import Row, at_least, at_most
 from burrstone.bench.live_engine import ENGINE, Limits, LiveEngine
-from burrstone.serving.engine.scheduler_options import CPU_STEP_MODEL, SchedulerOptions
+from burrstone.serving.engine.scheduling.options import CPU_STEP_MODEL, SchedulerOptions
 
 POLICIES = ("fcfs", "priority", "slo", "vtc", "program", "sjf-rank", "vtc > slo", "priority > program > slo")
 # Few and short, so that a decision costs a few milliseconds; and few blocks, so that requests are preempted.

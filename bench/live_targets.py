@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from burrstone.batching.errors import UsageError
-from burrstone.batching.sim.targets import Row
+from burrstone.batching.sim.targets.judge import Row
 from burrstone.bench.live_process import NEWS, ROWS
 from burrstone.serving.config import ServeConfig
 from burrstone.serving.hardware import detect

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from burrstone.batching.sim.measures import Latencies, latencies
-from burrstone.batching.sim.workload_types import NONE, Floats, Workload
+from burrstone.batching.sim.traffic.workload_types import NONE, Floats, Workload
 from burrstone.bench.live_engine import LiveEngine
 
 # Token ids that texts are made of: no special ones.

@@ -19,7 +19,7 @@ from burrstone.serving.config import SchedulerConfig, ServeConfig
 from burrstone.serving.edges.lifecycle import Lifecycle
 from burrstone.serving.engine import forkserver
 from burrstone.serving.engine.cpu import check_cpu, kv_cache_bytes
-from burrstone.serving.engine.scheduler_options import SchedulerOptions
+from burrstone.serving.engine.scheduling.options import SchedulerOptions
 from burrstone.serving.hardware import detect
 from burrstone.serving.metrics import ApiMetrics, EngineMetrics, SchedulerMetrics
 
@@ -129,7 +129,7 @@ async def _start_llm(config: ServeConfig, engine_args: Any, registry: CollectorR
         script = importlib.import_module("burrstone.serving.engine.script")
         return await scripted.start_scripted(engine_args, script.load_script(config.engine.script))
     compat = importlib.import_module("burrstone.serving.engine.vllm_compat")
-    loggers = importlib.import_module("burrstone.serving.engine.scheduler_metrics").stat_loggers(
+    loggers = importlib.import_module("burrstone.serving.engine.scheduling.metrics").stat_loggers(
         SchedulerMetrics(registry, config.scheduler.policy)
     )
     with compat.core_from_forkserver() if config.profile == "cpu" else contextlib.nullcontext():

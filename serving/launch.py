@@ -14,7 +14,7 @@ from burrstone.serving.auth import Authenticator
 from burrstone.serving.config import ConfigError, ServeConfig
 from burrstone.serving.engine.cpu import check_cpu, cpu_environment
 from burrstone.serving.engine.environment import shared_environment
-from burrstone.serving.engine.scheduler_options import SchedulerOptions
+from burrstone.serving.engine.scheduling.options import SchedulerOptions
 from burrstone.serving.hardware import Hardware
 
 APP_NAME = "burrstone"

@@ -19,7 +19,7 @@ from burrstone.batching.sim.drive import fill
 from burrstone.batching.sim.engine import add, complete, finish, schedule
 from burrstone.batching.sim.run import check_fits, run_of
 from burrstone.batching.sim.spec import EngineSpec, new_world
-from burrstone.batching.sim.workload_types import Floats, Ints, Workload
+from burrstone.batching.sim.traffic.workload_types import Floats, Ints, Workload
 from burrstone.batching.sim.world import World
 
 # vLLM's balancer counts a waiting request as so many running ones.

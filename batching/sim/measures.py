@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from burrstone.batching.sim.workload_types import Floats, Ints, Workload
+from burrstone.batching.sim.traffic.workload_types import Floats, Ints, Workload
 
 Mask = NDArray[np.bool_]
 QUANTILES = (0.5, 0.9, 0.99)

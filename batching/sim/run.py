@@ -11,7 +11,7 @@ from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.drive import EVENT, OFFER, OUTCOME, PROGRESS, Run, abandon, drive
 from burrstone.batching.sim.measures import Latencies, latencies
 from burrstone.batching.sim.spec import EngineSpec, new_world
-from burrstone.batching.sim.workload_types import NONE, Floats, Ints, Prefixes, Workload
+from burrstone.batching.sim.traffic.workload_types import NONE, Floats, Ints, Prefixes, Workload
 from burrstone.batching.sim.world import FINISHED, NOWHERE, World
 
 Mode = Literal["exact", "macro"]

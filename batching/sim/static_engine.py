@@ -15,7 +15,7 @@ from burrstone.batching.shapes.bounds import Shapes
 from burrstone.batching.shapes.forming import Wait, decode_seconds_padded, prefill_seconds_padded
 from burrstone.batching.shapes.lengths import Floats, Ints
 from burrstone.batching.shapes.planner import BatchPlanner
-from burrstone.batching.sim.workload_types import Workload
+from burrstone.batching.sim.traffic.workload_types import Workload
 
 _GAP_WEIGHT = 0.05
 

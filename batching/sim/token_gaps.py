@@ -6,7 +6,7 @@ from burrstone.batching.sim.drive import Run, drain, next_event, next_event_s
 from burrstone.batching.sim.macro import advance
 from burrstone.batching.sim.run import check_fits, run_of, world_of
 from burrstone.batching.sim.spec import EngineSpec
-from burrstone.batching.sim.workload_types import Floats, Workload
+from burrstone.batching.sim.traffic.workload_types import Floats, Workload
 from burrstone.batching.sim.world import World
 
 

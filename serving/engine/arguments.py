@@ -8,7 +8,7 @@ from typing import Any
 from burrstone.serving.config import ConfigError, EngineConfig, ServeConfig
 from burrstone.serving.engine import vllm_compat as vllm
 from burrstone.serving.engine.models import ResolvedModel, default_tool_parser
-from burrstone.serving.engine.scheduler_options import SCHEDULER_CLS
+from burrstone.serving.engine.scheduling.options import SCHEDULER_CLS
 
 # Fields that would open what this server keeps closed, with the reason to give.
 _CLOSED = {

@@ -9,7 +9,7 @@ from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.ahead import simulate_ahead
 from burrstone.batching.sim.spec import EngineSpec
-from burrstone.batching.sim.workload_types import Workload
+from burrstone.batching.sim.traffic.workload_types import Workload
 
 # A step takes one second and a millisecond for each prompt token.
 MODEL = StepModel(base_s=1.0, prefill_token_s=1e-3, decode_seq_s=0.0, kv_token_s=0.0, attention_pair_s=0.0)

@@ -13,7 +13,7 @@ from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.drive import drive
 from burrstone.batching.sim.run import Result, run_of, simulate, world_of
 from burrstone.batching.sim.spec import EngineSpec
-from burrstone.batching.sim.workload_types import Workload
+from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.batching.sim.world import World
 
 POLICIES = (

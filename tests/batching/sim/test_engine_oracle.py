@@ -10,7 +10,7 @@ from naive_engine import NaiveBlocks, NaiveEngine, NaiveRequest
 from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
-from burrstone.batching.sim.workload_types import Prefixes, Workload
+from burrstone.batching.sim.traffic.workload_types import Prefixes, Workload
 
 MODEL = StepModel(base_s=0.011, prefill_token_s=5.7e-4, decode_seq_s=1.3e-3, kv_token_s=1.9e-5, attention_pair_s=2.3e-7)
 BLOCK = 4

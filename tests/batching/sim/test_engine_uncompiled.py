@@ -10,7 +10,7 @@ _SCRIPT = """
 import numpy as np
 from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
-from burrstone.batching.sim.workload_types import Prefixes, Workload
+from burrstone.batching.sim.traffic.workload_types import Prefixes, Workload
 
 rng = np.random.default_rng(7)
 size = 60

@@ -19,7 +19,7 @@ from burrstone.batching.sim.measures import (
     summarise,
     tokens_served,
 )
-from burrstone.batching.sim.workload_types import Floats, Workload
+from burrstone.batching.sim.traffic.workload_types import Floats, Workload
 
 
 def floats(*values: float) -> Floats:

@@ -11,7 +11,7 @@ from burrstone.batching.shapes.bounds import Shapes
 from burrstone.batching.shapes.forming import LaunchRule
 from burrstone.batching.shapes.planner import DpBucketsPlanner, Pow2Planner
 from burrstone.batching.sim.static_engine import run_one_prompt, run_static_batch
-from burrstone.batching.sim.workload_types import Workload
+from burrstone.batching.sim.traffic.workload_types import Workload
 
 SHAPES = Shapes((128, 1024, 8192), (1, 2, 4))
 MODEL = StepModel(base_s=0.01, prefill_token_s=1e-4, decode_seq_s=1e-3, kv_token_s=1e-6, attention_pair_s=0.0)

@@ -7,8 +7,8 @@ from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
 from burrstone.batching.sim.token_gaps import token_gaps
-from burrstone.batching.sim.workload import Stream, generate
-from burrstone.batching.sim.workload_types import Workload
+from burrstone.batching.sim.traffic.workload import Stream, generate
+from burrstone.batching.sim.traffic.workload_types import Workload
 
 MODEL = StepModel(base_s=0.01, prefill_token_s=0.001, decode_seq_s=0.002, kv_token_s=0.0, attention_pair_s=0.0)
 

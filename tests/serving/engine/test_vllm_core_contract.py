@@ -18,9 +18,9 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
-from burrstone.serving.engine import scheduler as ours
 from burrstone.serving.engine import vllm_core_compat as vllm
-from burrstone.serving.engine.scheduler_options import SCHEDULER_CLS
+from burrstone.serving.engine.scheduling import scheduler as ours
+from burrstone.serving.engine.scheduling.options import SCHEDULER_CLS
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 _covered: set[str] = set()
