@@ -102,7 +102,7 @@ class FleetResult:
         return int(self.tallies["good"].sum()) / offered if offered else 1.0
 
     def quantile_s(self, kind: int, share: float) -> float:
-        """A quantile over all tenants; kind: fleet_kernels.TTFT, TPOT or E2E."""
+        """A quantile over all tenants; kind: kernels.TTFT, TPOT or E2E."""
         return quantile(self.histograms[:, kind].sum(axis=0), share)
 
 

@@ -1,4 +1,4 @@
-"""The parts of a simulation report: what was found, as tables and charts. `page` of report_page puts them together."""
+"""The parts of a simulation report: what was found, as tables and charts. `page` beside it puts them together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
