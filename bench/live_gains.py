@@ -32,7 +32,8 @@ _TURNS = (("stock", "ours"), ("ours", "stock"))
 def capacity(engine: LiveEngine, say: Say) -> dict[str, Row]:
     """The highest rate at which 95 % of the chats and 95 % of the batch requests keep their SLO, `slo` over stock.
 
-    Each side's capacity is a rate that it was seen to sustain; the next one, 12 % higher, it was seen to fail.
+    Each side's capacity is a rate at which it was seen to keep its promises; at the next one, 12 % higher, it was seen
+    to break them, unless it keeps them at all. The traffic is finite: some batch work may end after the last arrival.
     """
     ratios = []
     for turn, seed in enumerate(SEEDS):

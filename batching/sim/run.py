@@ -38,7 +38,7 @@ class Result:
     asked_tokens: int
     outcome_hash: int  # of admissions, preemptions and ends in order; equal in both modes
     plan_hash: int  # of every decision; macro mode takes fewer
-    engine_s: float | None = None  # of engines that were up, starting or draining; None where all were, all the time
+    mean_engines: float | None = None  # with autoscaling, that were starting, up or draining while requests came
 
     def latencies(self, workload: Workload) -> Latencies:
         """What the requests of the workload waited, and who kept its SLOs."""

@@ -59,7 +59,7 @@ def test_the_simulator_commands_of_the_readme_run(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "slo.html").exists()
 
 
-@pytest.mark.parametrize("source", ["docs/scheduling.md", "batching/sim/cli.py"])
+@pytest.mark.parametrize("source", ["docs/scheduling.md", "batching/sim/cli/commands.py"])
 def test_simulator_examples_name_flags_that_exist(source: str) -> None:
     lines = re.findall(r"^ *(burrstone sim \w+ .*)$", (ROOT / source).read_text(), re.MULTILINE)
     # What follows a wide gap or a # says what the command is for.

@@ -151,20 +151,25 @@ def _add_fleet(flags: Flags) -> None:
         action="append",
         type=failure,
         metavar="AT_S:FOR_S[:ENGINES]",
-        help="so many engines [1] die at AT_S with all that they hold, and are back FOR_S later; repeat it",
+        help="so many engines [1] die at AT_S with all that they hold, and are back FOR_S later; repeat it for more",
     )
     change.add(
         "--autoscale",
         type=positive("requests that an engine should hold"),
         metavar="REQUESTS",
-        help="as many engines as hold so many requests each, up to the fleet's size [always all]",
+        help="as many engines as hold so many requests each, at most --engines [always all]",
     )
     change.add(
         "--start-s",
         type=at_least_zero("seconds until a new engine serves"),
-        default=120.0,
         metavar="S",
-        help="that a new engine takes to come up, with --autoscale [%(default)s]",
+        help="that a new engine takes to come up, with --autoscale [120]",
+    )
+    change.add(
+        "--least-engines",
+        type=count("engines"),
+        metavar="N",
+        help="that are always up, from the beginning on, with --autoscale [1]",
     )
     neuron = flags.group("static shapes")
     neuron.add("--neuron", action="store_true", help="also: which graphs to compile for this traffic")

@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from burrstone.batching.sim.spec import EngineSpec
 DEFAULT_RATE = 40.0
 # Of the duration: a queue that takes longer than this to empty may have been growing all the time.
 _LONG_DRAIN = 0.1
+# A large model's way from a new machine to its first token, of the order of.
+_START_S = 120.0
 Progress = Callable[[float, str], None]
 
 
@@ -43,7 +45,7 @@ class Plan:
     contender: Contender
     drain_s: float  # from the end of the traffic until nobody waits
     mean_engines: float  # fewer than `engines` with autoscaling
-    recovery_s: float | None  # of the failure and seed where it took longest
+    recovery_s: float | None  # of the failure and seed where it took longest; infinite for never
     accelerators: int
     hourly: float | None
     per_million_tokens: float | None
@@ -66,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
                 bar.at((place + share) / len(chosen), text)
 
             plans.append(_plan(arguments, spec, router, traffic, progress))
-    plans.sort(key=lambda plan: (not plan.keeps, plan.engines, -plan.attained.mean))
+    plans.sort(key=lambda plan: (not plan.keeps, plan.mean_engines, -plan.attained.mean))
     shapes = (
         buckets(traffic.offered(arguments.rate, arguments.seeds[0]), arguments.graphs, arguments.max_model_len)
         if arguments.neuron
@@ -88,7 +90,7 @@ def _plan(
     changes = _changes(arguments)
     name = f"{spec.policy}, {router.name}"
 
-    def attained(engines: int) -> Attained:
+    def served(engines: int, changes: Changes) -> list[Trial]:
         trials = []
         for seed in arguments.seeds:
             share, text = 1 - 0.8 ** len(runs), f"{name}: {engines:,} engines, seed {seed}"
@@ -100,22 +102,29 @@ def _plan(
 
             result = serve(arguments.mode, spec, router, engines, workload, on_progress, changes)
             trials.append(trial(seed, workload, result, arguments.duration_s))
-        runs[engines] = trials
-        return Attained.of(engines, [t.summary.attainment for t in trials])
+        return trials
+
+    def attained(engines: int) -> Attained:
+        runs[engines] = served(engines, changes)
+        return Attained.of(engines, [t.summary.attainment for t in runs[engines]])
 
     if arguments.engines is not None:
         best = attained(arguments.engines)
         tried = [best]
     else:
         start = fewest(spec, traffic.offered(arguments.rate, arguments.seeds[0]), arguments.duration_s)
+        # A fleet of which nothing is left would do, were the traffic to wait; nobody asks for one.
+        start = max(start, 1 + max((failure.first + failure.engines for failure in changes.failures), default=0))
         found, tried = smallest(attained, arguments.attainment, start, arguments.max_engines)
         best = found or tried[-1]
     kv_tokens = float(spec.num_blocks * spec.block_size * best.engines)
     figures = contender(name, runs[best.engines], arguments.duration_s, kv_tokens, traffic.tenant_names)
     accelerators = best.engines * arguments.accelerators_per_engine
-    mean_engines = _mean_engines(best.engines, runs[best.engines], arguments.duration_s)
+    mean_engines = _mean_engines(best.engines, runs[best.engines])
     hourly = None if arguments.price is None else mean_engines * arguments.accelerators_per_engine * arguments.price
-    recoveries = [recovery_s(t.result, failure.at_s) for t in runs[best.engines] for failure in changes.failures]
+    recoveries = []
+    if changes.failures:
+        recoveries = _recoveries(changes, runs[best.engines], served(best.engines, replace(changes, failures=())))
     return Plan(
         name=name,
         keeps=best.low >= arguments.attainment,
@@ -135,19 +144,45 @@ def _plan(
 
 
 def _changes(arguments: argparse.Namespace) -> Changes:
-    failures = tuple(Failure(at_s, for_s, engines) for at_s, for_s, engines in arguments.fail or ())
-    for failure in failures:
-        if failure.at_s >= arguments.duration_s:
-            raise UsageError(
-                f"--fail {failure.at_s:g}: the traffic ends at {arguments.duration_s:g} s; see --duration-s"
-            )
-    scale = arguments.autoscale
-    return Changes(failures, None if scale is None else Autoscale(scale, start_s=arguments.start_s))
+    """Of the flags; failures at the same time take different engines. Raises UsageError."""
+    failures: list[Failure] = []
+    for at_s, for_s, engines in sorted(arguments.fail or ()):
+        if at_s >= arguments.duration_s:
+            raise UsageError(f"--fail {at_s:g}: the traffic ends at {arguments.duration_s:g} s; see --duration-s")
+        down = [failure for failure in failures if failure.at_s + failure.for_s > at_s]
+        first = max((failure.first + failure.engines for failure in down), default=0)
+        failures.append(Failure(at_s, for_s, engines, first))
+    if arguments.autoscale is None:
+        for flag, value in (("--start-s", arguments.start_s), ("--least-engines", arguments.least_engines)):
+            if value is not None:
+                raise UsageError(f"{flag}: only with --autoscale, which says how many requests an engine should hold")
+        return Changes(tuple(failures))
+    least = arguments.least_engines or 1
+    if arguments.engines is None or least > arguments.engines:
+        raise UsageError(f"--autoscale: say with --engines how many there may be at most, {least} or more")
+    start_s = _START_S if arguments.start_s is None else arguments.start_s
+    return Changes(tuple(failures), Autoscale(arguments.autoscale, least, start_s=start_s))
 
 
-def _mean_engines(engines: int, trials: Sequence[Trial], duration_s: float) -> float:
+def _recoveries(changes: Changes, broken: Sequence[Trial], whole: Sequence[Trial]) -> list[float]:
+    """Of every failure and seed."""
+    starts_s = [failure.at_s for failure in changes.failures]
+    return [
+        recovery_s(one.result, other.result, at_s, min([s for s in starts_s if s > at_s], default=_ended_s(one)))
+        for one, other in zip(broken, whole, strict=True)
+        for at_s in starts_s
+    ]
+
+
+def _ended_s(t: Trial) -> float:
+    """When the last request came."""
+    return float(t.result.arrival_s.max())
+
+
+def _mean_engines(engines: int, trials: Sequence[Trial]) -> float:
     """That were up while the traffic came."""
-    return float(np.mean([engines if t.result.engine_s is None else t.result.engine_s / duration_s for t in trials]))
+    means = [t.result.mean_engines for t in trials]
+    return float(np.mean([engines if mean is None else mean for mean in means]))
 
 
 def _drained_s(t: Trial) -> float:
@@ -228,6 +263,7 @@ def _as_json(plan: Plan) -> dict[str, Any]:
         "keeps_goal": plan.keeps,
         "engines": plan.engines,
         "mean_engines": plan.mean_engines,
+        "recovered": None if plan.recovery_s is None else math.isfinite(plan.recovery_s),
         "recovery_s": plan.recovery_s,
         "accelerators": plan.accelerators,
         "attainment": asdict(plan.attained),

@@ -1,7 +1,7 @@
 """Several engines behind one router, for `sim run --engines` and `sim fleet`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What happens to the engines. A failure of more engines than there are takes all."""
+    """What happens to the engines."""
 
     failures: tuple[Failure, ...] = ()
     autoscale: Autoscale | None = None
@@ -65,10 +65,9 @@ def _behind_router(
     size = len(workload)
     # Sessions may all fall to one engine, whose queue holds four times as many; so may all requests, while others are gone.
     rows = -(-size // (min(engines, 4) if router.name == "session" or changes else engines))
-    failures = tuple(replace(failure, engines=min(failure.engines, engines)) for failure in changes.failures)
     try:
         fleet_spec = FleetSpec(
-            spec, engines, router, failures=failures, autoscale=changes.autoscale, rows_per_engine=max(rows, 1)
+            spec, engines, router, failures=changes.failures, autoscale=changes.autoscale, rows_per_engine=max(rows, 1)
         )
         fleet = simulate_fleet(fleet_spec, workload, lambda now_s: on_progress(_arrived(workload, now_s)))
     except UsageError as error:
@@ -87,7 +86,7 @@ def _behind_router(
         asked_tokens=int(counters["asked_tokens"].sum()),
         outcome_hash=_folded(counters["outcome_hash"].tolist()),
         plan_hash=_folded(counters["plan_hash"].tolist()),
-        engine_s=None if changes.autoscale is None else fleet.engine_s,
+        mean_engines=None if changes.autoscale is None else fleet.mean_engines,
     )
 
 

@@ -35,7 +35,8 @@ class Failure:
 class Autoscale:
     """Every period_s: as many engines as hold per_engine requests each; a new one takes start_s to come up.
 
-    An engine that is not needed any more gets no new requests, and costs until it is empty.
+    An engine that is not needed any more gets no new requests, and costs until it is empty. One that has failed is
+    replaced, and costs nothing until it is back.
     """
 
     per_engine: float
@@ -60,10 +61,10 @@ class FleetSpec:
     def __post_init__(self) -> None:
         if self.engines < 1 or self.rows_per_engine < 1:
             raise UsageError("fleet: engines and rows_per_engine must be >= 1")
-        if self.router.name == "min-ttft" or self.engine.prefix_caching:
-            raise UsageError(
-                "fleet: KV blocks are counted and prefixes are not followed; use another router than min-ttft"
-            )
+        if self.engine.prefix_caching:
+            raise UsageError("prefixes are not followed through a fleet: turn prefix caching off (--no-prefix-caching)")
+        if self.router.name == "min-ttft":
+            raise UsageError("min-ttft routes by prefixes, which are not followed through a fleet: use another router")
         for failure in self.failures:
             if not 0 <= failure.first <= failure.first + failure.engines <= self.engines:
                 raise UsageError(f"fleet: a failure names engines beyond the {self.engines} there are")
@@ -89,7 +90,7 @@ class FleetResult:
     tallies: np.ndarray
     histograms: np.ndarray
     outcomes: np.ndarray
-    engine_s: float  # seconds of engines that were up, starting or draining
+    mean_engines: float  # that were starting, up or draining, while requests came
     makespan_s: float
     steps: int
     preemptions: int
@@ -131,8 +132,10 @@ def simulate_fleet(
     end_s = load.duration_s if isinstance(load, Stream) else float(workload.arrival_s[-1]) + 1e-9
     now_s = 0.0
     while True:
+        _count(power, world, min(now_s, end_s))
         _switch(world, fleet, spec, power, now_s)
-        if now_s >= end_s and not power.due and fleet.clock[0]["homeless"] == 0:
+        # What mends after the last request has come, and has an engine, changes nothing any more.
+        if now_s >= end_s and fleet.clock[0]["homeless"] == 0 and all(change < 0 for _, change, _ in power.due):
             break
         if now_s >= end_s:
             fleet.clock[0]["next_s"] = np.inf
@@ -142,12 +145,11 @@ def simulate_fleet(
             on_progress(min(now_s, end_s))
     kernels.act(world, fleet, kernels.SETTLE, 0, np.inf)
     makespan_s = float(world.engines["now_s"].max())
-    _count(power, world, max(makespan_s, end_s) if spec.autoscale is None else end_s)
     return FleetResult(
         tallies=fleet.tallies,
         histograms=fleet.histograms,
         outcomes=fleet.outcomes,
-        engine_s=power.engine_s,
+        mean_engines=power.engine_s / power.counted_s if power.counted_s > 0 else float(power.needed.sum()),
         makespan_s=makespan_s,
         steps=int(world.engines["steps"].sum()),
         preemptions=int(world.engines["preemptions"].sum()),
@@ -205,21 +207,18 @@ def _power(spec: FleetSpec) -> _Power:
 
 def _next_stop(spec: FleetSpec, power: _Power, now_s: float, end_s: float) -> float:
     """The next time at which engines are switched, or progress is told."""
-    stops = [now_s + _REPORT_EVERY_S]
-    if now_s < end_s:
-        stops.append(end_s)
+    stops = [now_s + _REPORT_EVERY_S, end_s] if now_s < end_s else []
     if power.due:
         stops.append(power.due[0][0])
     starting = power.ready_s[power.needed & (power.ready_s > now_s)]
     stops += [float(starting.min())] if len(starting) else []
     if spec.autoscale is not None:
         stops.append(now_s + spec.autoscale.period_s)
-    return max(min(stops), now_s)
+    return max(min(stops, default=np.inf), now_s)
 
 
 def _switch(world: World, fleet: kernels.Fleet, spec: FleetSpec, power: _Power, now_s: float) -> None:
     """Failures and mendings that are due, and as many engines as the load asks for."""
-    _count(power, world, now_s)
     lost = np.zeros(power.engines, np.bool_)
     while power.due and power.due[0][0] <= now_s:
         _, change, failure = power.due.pop(0)
@@ -241,17 +240,23 @@ def _switch(world: World, fleet: kernels.Fleet, spec: FleetSpec, power: _Power, 
 def _scale(world: World, fleet: kernels.Fleet, rule: Autoscale, power: _Power, now_s: float) -> None:
     held = kernels.act(world, fleet, kernels.SETTLE, 0, now_s) + int(fleet.clock[0]["homeless"])
     wanted = min(max(int(np.ceil(held / rule.per_engine)), rule.least), power.engines)
-    there = int(power.needed.sum())
-    if wanted > there:
-        new = np.flatnonzero(~power.needed)[: wanted - there]
+    whole = power.broken == 0
+    there = np.flatnonzero(power.needed & whole)
+    if wanted > len(there):
+        new = np.flatnonzero(~power.needed & whole)[: wanted - len(there)]
         power.needed[new] = True
-        power.ready_s[new] = now_s + rule.start_s
-    elif wanted < there:
-        power.needed[np.flatnonzero(power.needed)[wanted:]] = False
+        power.ready_s[new] = np.where(_busy(world)[new], now_s, now_s + rule.start_s)
+    elif wanted < len(there):
+        power.needed[there[wanted:]] = False
 
 
 def _count(power: _Power, world: World, now_s: float) -> None:
     """Add up what engines cost since the last time: those that are needed, and those that are not empty yet."""
-    busy = (world.engines["num_waiting"] + world.engines["num_running"]) > 0
-    power.engine_s += float((power.needed | busy).sum()) * max(now_s - power.counted_s, 0.0)
+    cost = (power.needed & (power.broken == 0)) | _busy(world)
+    power.engine_s += float(cost.sum()) * max(now_s - power.counted_s, 0.0)
     power.counted_s = max(now_s, power.counted_s)
+
+
+def _busy(world: World) -> np.ndarray:
+    busy: np.ndarray = (world.engines["num_waiting"] + world.engines["num_running"]) > 0
+    return busy
