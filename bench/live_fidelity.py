@@ -37,11 +37,10 @@ def fidelity(engine: LiveEngine, num_blocks: int, say: Say) -> dict[str, Row]:
 
     Each held-out run is made twice: how far the two are apart is the noise that no prediction can be better than.
     """
-    engine.use(SchedulerOptions("fcfs"))
     flood = _chats(_FLOOD_REQUESTS / _WINDOW_S, 31)
-    full_rate = len(flood) / serve(engine, _all_at_once(flood)).makespan_s
+    full_rate = len(flood) / _served(engine, _all_at_once(flood)).makespan_s
     say(f"the engine takes {full_rate:.1f} requests/s")
-    model = _calibrated(engine, [_chats(0.5 * full_rate, 11), _chats(0.9 * full_rate, 12)], say)
+    model = _calibrated(engine, [_chats(0.6 * full_rate, 11), _chats(1.2 * full_rate, 12)], say)
     spec = EngineSpec(
         max_num_seqs=ENGINE.max_num_seqs, max_num_batched_tokens=ENGINE.max_num_batched_tokens,
         block_size=BLOCK_TOKENS, num_blocks=num_blocks - 1, prefix_caching=True, step_model=model,
@@ -52,8 +51,7 @@ def fidelity(engine: LiveEngine, num_blocks: int, say: Say) -> dict[str, Row]:
         spreads: dict[str, list[float]] = defaultdict(list)
         for seed in _SEEDS:
             workload = _chats(share * full_rate, seed)
-            engine.use(SchedulerOptions("fcfs"))
-            one, other = _figures(serve(engine, workload)), _figures(serve(engine, workload))
+            one, other = _figures(_served(engine, workload)), _figures(_served(engine, workload))
             for name, told in _figures_of_simulation(spec, workload).items():
                 real = (one[name] + other[name]) / 2
                 errors[name].append(abs(told / real - 1))
@@ -70,6 +68,12 @@ def fidelity(engine: LiveEngine, num_blocks: int, say: Say) -> dict[str, Row]:
 
 def _chats(rate: float, seed: int) -> Workload:
     return generate([Stream(rate, _INPUT, _OUTPUT)], _WINDOW_S, seed)
+
+
+def _served(engine: LiveEngine, workload: Workload) -> Served:
+    """With an empty prefix cache: the same prompts again would all be found in it."""
+    engine.use(SchedulerOptions("fcfs"))
+    return serve(engine, workload)
 
 
 def _all_at_once(workload: Workload) -> Workload:
