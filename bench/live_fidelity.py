@@ -16,17 +16,15 @@ from burrstone.batching.sim.run import simulate
 from burrstone.batching.sim.spec import EngineSpec
 from burrstone.batching.sim.targets.judge import Row, at_most
 from burrstone.batching.sim.token_gaps import token_gaps
-from burrstone.batching.sim.traffic.arrivals import LogNormal
 from burrstone.batching.sim.traffic.workload import Stream, generate
 from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.live_engine import BLOCK_TOKENS, ENGINE, LiveEngine
 from burrstone.bench.live_loads import Say
-from burrstone.bench.live_traffic import Served, serve
+from burrstone.bench.live_traffic import SHORT_IN, SHORT_OUT, Served, serve, serve_by
 from burrstone.serving.engine.scheduling.options import SchedulerOptions
 
 _SEEDS = (21, 22, 23)
 _SHARES = (0.4, 0.8, 1.1)
-_INPUT, _OUTPUT = LogNormal(80, 0.6, most=300), LogNormal(16, 0.6, most=64)
 _WINDOW_S = 30.0
 # More requests at once than ever run together, for what the engine takes when it is never idle.
 _FLOOD_REQUESTS = 300
@@ -38,7 +36,7 @@ def fidelity(engine: LiveEngine, num_blocks: int, say: Say) -> dict[str, Row]:
     Each held-out run is made twice: how far the two are apart is the noise that no prediction can be better than.
     """
     flood = _chats(_FLOOD_REQUESTS / _WINDOW_S, 31)
-    full_rate = len(flood) / _served(engine, _all_at_once(flood)).makespan_s
+    full_rate = len(flood) / serve_by(engine, "fcfs", _all_at_once(flood)).makespan_s
     say(f"the engine takes {full_rate:.1f} requests/s")
     model = _calibrated(engine, [_chats(0.6 * full_rate, 11), _chats(1.2 * full_rate, 12)], say)
     spec = EngineSpec(
@@ -51,7 +49,7 @@ def fidelity(engine: LiveEngine, num_blocks: int, say: Say) -> dict[str, Row]:
         spreads: dict[str, list[float]] = defaultdict(list)
         for seed in _SEEDS:
             workload = _chats(share * full_rate, seed)
-            one, other = _figures(_served(engine, workload)), _figures(_served(engine, workload))
+            one, other = _figures(serve_by(engine, "fcfs", workload)), _figures(serve_by(engine, "fcfs", workload))
             for name, told in _figures_of_simulation(spec, workload).items():
                 real = (one[name] + other[name]) / 2
                 errors[name].append(abs(told / real - 1))
@@ -67,13 +65,7 @@ def fidelity(engine: LiveEngine, num_blocks: int, say: Say) -> dict[str, Row]:
 
 
 def _chats(rate: float, seed: int) -> Workload:
-    return generate([Stream(rate, _INPUT, _OUTPUT)], _WINDOW_S, seed)
-
-
-def _served(engine: LiveEngine, workload: Workload) -> Served:
-    """With an empty prefix cache: the same prompts again would all be found in it."""
-    engine.use(SchedulerOptions("fcfs"))
-    return serve(engine, workload)
+    return generate([Stream(rate, SHORT_IN, SHORT_OUT)], _WINDOW_S, seed)
 
 
 def _all_at_once(workload: Workload) -> Workload:

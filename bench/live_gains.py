@@ -15,11 +15,9 @@ from burrstone.batching.sim.traffic.workload import Slo, Stream, generate
 from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.live_engine import BLOCK_TOKENS, LiveEngine
 from burrstone.bench.live_loads import Say
-from burrstone.bench.live_traffic import Served, serve
-from burrstone.serving.engine.scheduling.options import CPU_STEP_MODEL, SchedulerOptions
+from burrstone.bench.live_traffic import SHORT_IN, SHORT_OUT, Served, serve_by
 
 SEEDS = (1, 2, 3)
-_SHORT_IN, _SHORT_OUT = LogNormal(80, 0.6, most=300), LogNormal(16, 0.6, most=64)
 _LONG_IN, _LONG_OUT = LogNormal(600, 0.4, most=900), LogNormal(4, 0.5, most=16)
 _CHAT, _BATCH = Slo(ttft_s=1.5, tpot_s=0.3), Slo(e2e_s=30.0)
 _ATTAINMENT = 0.95
@@ -42,7 +40,7 @@ def capacity(engine: LiveEngine, say: Say) -> dict[str, Row]:
         while any(failed[side] - sustained[side] > 1 for side in sustained):
             for side in _TURNS[turn % 2]:
                 middle = (sustained[side] + failed[side]) // 2
-                attained = _attained(engine, side, chats_and_batch(_RATES[middle - 1], seed))
+                attained = _attained(engine, _policy("slo", side), chats_and_batch(_RATES[middle - 1], seed))
                 say(f"seed {seed}: {side} at {_RATES[middle - 1]:.2f} requests/s keeps {attained:.1%} of its promises")
                 (sustained if attained >= _ATTAINMENT else failed)[side] = middle
         # Where stock fails at the lowest rate too, that one bounds the ratio from below.
@@ -54,16 +52,15 @@ def capacity(engine: LiveEngine, say: Say) -> dict[str, Row]:
 
 def chats_and_batch(rate: float, seed: int) -> Workload:
     """Two thirds chats, one third long prompts. At every rate the same requests in the same order, only closer."""
-    chats = Stream(2 / 3, _SHORT_IN, _SHORT_OUT, slo=_CHAT)
+    chats = Stream(2 / 3, SHORT_IN, SHORT_OUT, slo=_CHAT)
     batch = Stream(1 / 3, _LONG_IN, _LONG_OUT, slo=_BATCH, priority=1)
     workload = generate([chats, batch], _REQUESTS, seed)
     return replace(workload, arrival_s=workload.arrival_s / rate)
 
 
-def _attained(engine: LiveEngine, side: str, workload: Workload) -> float:
+def _attained(engine: LiveEngine, policy: str | None, workload: Workload) -> float:
     """The lower of the two kinds' shares of kept SLOs."""
-    engine.use(None if side == "stock" else SchedulerOptions("slo", model=CPU_STEP_MODEL))
-    good = serve(engine, workload).found.good
+    good = serve_by(engine, policy, workload).found.good
     return min(float(good[workload.tenant == tenant].mean()) for tenant in (0, 1) if (workload.tenant == tenant).any())
 
 
@@ -71,14 +68,14 @@ def flooded(engine: LiveEngine, say: Say) -> dict[str, Row]:
     """A small tenant's p99 TTFT while another one floods the engine, `vtc` over stock, and what that costs all."""
     waits, stretches = [], []
     for seed in SEEDS:
-        small, large = (Stream(rate, _SHORT_IN, _SHORT_OUT) for rate in (1.0, 12.0))
+        small, large = (Stream(rate, SHORT_IN, SHORT_OUT) for rate in (1.0, 12.0))
         workload = generate([small, large], 15.0, seed)
         runs = _in_turns(engine, "vtc", workload)
         ours, stock = (
-            [quantiles(run.found.ttft_s[workload.tenant == 0])[-1] for run in runs[side]] for side in (True, False)
+            [quantiles(run.found.ttft_s[workload.tenant == 0])[-1] for run in runs[side]] for side in ("ours", "stock")
         )
         waits.append(statistics.mean(ours) / statistics.mean(stock))
-        stretches.append(_mean_makespan_s(runs[True]) / _mean_makespan_s(runs[False]))
+        stretches.append(_mean_makespan_s(runs["ours"]) / _mean_makespan_s(runs["stock"]))
         say(f"flood, seed {seed}: p99 TTFT {waits[-1]:.3f} of stock, makespan {stretches[-1]:.3f}")
     return {
         "6-live-victim-p99-ttft-over-fcfs": at_most(statistics.median(waits), 1 / 3),
@@ -86,13 +83,16 @@ def flooded(engine: LiveEngine, say: Say) -> dict[str, Row]:
     }
 
 
-def _in_turns(engine: LiveEngine, policy: str, workload: Workload) -> dict[bool, list[Served]]:
-    """Runs of ours (True) and of stock order, ABBA."""
-    runs: dict[bool, list[Served]] = {True: [], False: []}
-    for ours in (False, True, True, False):
-        engine.use(SchedulerOptions(policy, model=CPU_STEP_MODEL) if ours else None)
-        runs[ours].append(serve(engine, workload))
+def _in_turns(engine: LiveEngine, policy: str, workload: Workload) -> dict[str, list[Served]]:
+    """Runs of ours and of stock order, ABBA."""
+    runs: dict[str, list[Served]] = {"ours": [], "stock": []}
+    for side in ("stock", "ours", "ours", "stock"):
+        runs[side].append(serve_by(engine, _policy(policy, side), workload))
     return runs
+
+
+def _policy(ours: str, side: str) -> str | None:
+    return ours if side == "ours" else None
 
 
 def _mean_makespan_s(runs: list[Served]) -> float:
@@ -111,8 +111,7 @@ def agents(engine: LiveEngine, say: Say) -> dict[str, Row]:
         workload = agent_programs(load, 25.0, seed)
         times: dict[str, float] = {}
         for side in _TURNS[turn % 2]:
-            engine.use(None if side == "stock" else SchedulerOptions("program", model=CPU_STEP_MODEL))
-            served = serve(engine, workload)
+            served = serve_by(engine, _policy("program", side), workload)
             times[side] = float(program_seconds(workload, served.arrival_s, served.found).mean())
         ratios.append(times["ours"] / times["stock"])
         say(f"agents, seed {seed}: {times['ours']:.1f} s over {times['stock']:.1f} s a job")

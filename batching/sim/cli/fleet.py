@@ -27,8 +27,6 @@ from burrstone.batching.sim.spec import EngineSpec
 DEFAULT_RATE = 40.0
 # Of the duration: a queue that takes longer than this to empty may have been growing all the time.
 _LONG_DRAIN = 0.1
-# A large model's way from a new machine to its first token, of the order of.
-_START_S = 120.0
 Progress = Callable[[float, str], None]
 
 
@@ -152,16 +150,23 @@ def _changes(arguments: argparse.Namespace) -> Changes:
         down = [failure for failure in failures if failure.at_s + failure.for_s > at_s]
         first = max((failure.first + failure.engines for failure in down), default=0)
         failures.append(Failure(at_s, for_s, engines, first))
+    return Changes(tuple(failures), _autoscale(arguments))
+
+
+def _autoscale(arguments: argparse.Namespace) -> Autoscale | None:
     if arguments.autoscale is None:
         for flag, value in (("--start-s", arguments.start_s), ("--least-engines", arguments.least_engines)):
             if value is not None:
                 raise UsageError(f"{flag}: only with --autoscale, which says how many requests an engine should hold")
-        return Changes(tuple(failures))
-    least = arguments.least_engines or 1
-    if arguments.engines is None or least > arguments.engines:
-        raise UsageError(f"--autoscale: say with --engines how many there may be at most, {least} or more")
-    start_s = _START_S if arguments.start_s is None else arguments.start_s
-    return Changes(tuple(failures), Autoscale(arguments.autoscale, least, start_s=start_s))
+        return None
+    scale = Autoscale(arguments.autoscale)
+    if arguments.least_engines is not None:
+        scale = replace(scale, least=arguments.least_engines)
+    if arguments.start_s is not None:
+        scale = replace(scale, start_s=arguments.start_s)
+    if arguments.engines is None or scale.least > arguments.engines:
+        raise UsageError(f"--autoscale: say with --engines how many there may be at most, {scale.least} or more")
+    return scale
 
 
 def _recoveries(changes: Changes, broken: Sequence[Trial], whole: Sequence[Trial]) -> list[float]:
