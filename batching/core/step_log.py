@@ -18,7 +18,7 @@ from burrstone.batching.core.kernel import kernel
 from burrstone.batching.core.requests import NO_DEADLINE_S
 from burrstone.batching.errors import UsageError
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class LogHeader:
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """A request has come. Fields as in core.requests.REQUEST; block_hashes are the low 64 bits of vLLM's, of the
-    prompt's full blocks, only with prefix caching."""
+    prompt's full blocks, only with prefix caching. rested: programs that the engine was told to be at rest with it."""
 
     seq: int
     arrival_s: float
@@ -60,6 +60,7 @@ class Arrived:
     tpot_s: float = NO_DEADLINE_S
     deadline_s: float = NO_DEADLINE_S
     block_hashes: tuple[int, ...] = ()
+    rested: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,9 @@ def _event_to_json(event: Arrived | Ended) -> dict[str, Any]:
 def _event_from_json(given: dict[str, dict[str, Any]]) -> Arrived | Ended:
     ((kind, values),) = given.items()
     values = {name: NO_DEADLINE_S if value is None else value for name, value in values.items()}
-    values["block_hashes"] = tuple(values["block_hashes"])
+    for name in ("block_hashes", "rested"):
+        if name in values:
+            values[name] = tuple(values[name])
     if kind not in ("arrived", "ended"):
         raise ValueError(f"event {kind!r}")
     return Arrived(**values) if kind == "arrived" else Ended(**values)

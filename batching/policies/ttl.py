@@ -1,8 +1,8 @@
 """How long a finished call's KV cache is kept for its program's next call, by the gaps that the tenant's programs showed.
 
 Continuum (2025) weighs the chance of a return against the memory that is held. Here the gaps decide alone, for memory
-that somebody needs is given back at once: long enough for nine in ten of the returns that the cap allows, and nothing
-where programs seldom come back within it.
+that somebody needs is given back at once: long enough for three in four of the returns that the cap allows (the last
+quarter takes as long as all before it), and nothing where programs seldom come back within it.
 """
 
 import numpy as np
@@ -14,10 +14,12 @@ from burrstone.batching.policies.lengths import bucket_bound, length_bucket
 # Gaps are counted in the buckets of lengths, in sixteenths of a second: 0.06 s to three hours.
 _UNITS_A_SECOND = 16.0
 _GROWTH = 1.005
-_COVERED = 0.9
+_COVERED = 0.75
 _MIN_RETURNS = 4.0
 # Of all calls, so many must be followed by another within the cap.
 _MIN_RETURN_SHARE = 0.2
+# Of the blocks that run, so much must stay free for them to grow when a new program starts.
+_HEADROOM = 0.2
 
 
 @kernel
@@ -51,3 +53,13 @@ def keep_s(tenant: np.void, cap_s: float) -> float:
         if seen >= _COVERED * returns:
             return min(bucket_bound(bucket) / _UNITS_A_SECOND, cap_s)
     return cap_s
+
+
+@kernel
+def starts_too_early(free_blocks: int, wanted_blocks: int, running_blocks: int) -> bool:
+    """Whether a program's first call would leave those that run too little room to grow.
+
+    They would take the kept caches of programs that are under way, which would compute them again: more work at once,
+    less of it done. running_blocks: held by running requests.
+    """
+    return free_blocks - wanted_blocks < _HEADROOM * running_blocks

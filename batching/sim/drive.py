@@ -28,6 +28,7 @@ OFFER = np.dtype(
         ("cancel_s", np.float64),
         ("after", np.int64),
         ("think_s", np.float64),
+        ("final", np.int64),
         ("next_sibling", np.int64),  # the next request that follows the same one
         ("hash_start", np.int64),
         ("hashed_tokens", np.int64),
@@ -164,6 +165,7 @@ def fill(world: World, row: int, offer: int, given: np.void, arrival_s: float, p
     job = world.jobs[row]
     job["offer"] = offer
     job["target_tokens"] = given["output_tokens"]
+    job["final"] = given["final"]
     job["blocks"] = 0
     job["slot"] = NOWHERE
     job["full_blocks"] = 0

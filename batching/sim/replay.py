@@ -14,6 +14,7 @@ from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.policies.spec import Knobs
 from burrstone.batching.sim import kv
 from burrstone.batching.sim.engine import add, cancel, complete, finish, schedule
+from burrstone.batching.sim.pins import rest
 from burrstone.batching.sim.spec import EngineSpec, new_world
 from burrstone.batching.sim.world import JOB, NOWHERE, World, give_row, take_row
 
@@ -137,6 +138,8 @@ class _Engine:
         self._rows[event.seq] = row
         world.engines[0]["next_seq"] = event.seq
         add(world, 0, row)
+        for program in event.rested:
+            rest(world, 0, program)
 
 
 def _ended_places(engine: np.void) -> slice:

@@ -22,6 +22,7 @@ JOB = np.dtype(
     [
         ("offer", np.int64),  # which request of the workload
         ("target_tokens", np.int64),  # output tokens that it will have
+        ("final", np.int64),  # the engine is told at its end that its program calls no tool
         ("blocks", np.int64),  # KV blocks held
         ("slot", np.int64),  # prefix caching: row of the block tables, while it holds blocks
         ("full_blocks", np.int64),  # prefix caching: leading blocks that can be found by hash

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from burrstone.serving.api.base import UnknownFields, parse_model, reject
-from burrstone.serving.api.chat_fix import fix_response, fix_stream
+from burrstone.serving.api.chat_fix import calls_no_tool, fix_response, fix_stream
 from burrstone.serving.api.chat_schema import (
     AllowedToolsChoice,
     AssistantMessage,
@@ -26,6 +26,7 @@ from burrstone.serving.api.types import JsonObject
 from burrstone.serving.config import LimitsConfig
 
 __all__ = [
+    "calls_no_tool",
     "check_messages",
     "check_offered",
     "fix_response",

@@ -1,7 +1,7 @@
 """Chat completions: vLLM's answer -> what OpenAI's specification and SDKs expect."""
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 from burrstone.serving.api.chat_schema import CreateChatCompletion
 from burrstone.serving.api.sampling import num_copies
@@ -55,16 +55,32 @@ def fix_response(raw: JsonObject, request: CreateChatCompletion, *, keep_stop_re
     return fixed
 
 
+def calls_no_tool(request: CreateChatCompletion, finish_reasons: Iterable[str]) -> bool:
+    """Whether the model could have called a tool and answered instead; an agent takes that for its last answer."""
+    could = (
+        bool(request.tools or request.functions) and (request.tool_choice or request.function_call or "auto") == "auto"
+    )
+    return could and all(reason == "stop" for reason in finish_reasons)
+
+
 async def fix_stream(
-    chunks: AsyncGenerator[JsonObject, None], request: CreateChatCompletion, *, keep_stop_reason: bool = False
+    chunks: AsyncGenerator[JsonObject, None],
+    request: CreateChatCompletion,
+    *,
+    keep_stop_reason: bool = False,
+    on_finish: Callable[[list[str]], None] = lambda reasons: None,
 ) -> Stream:
-    """chat.completion.chunk events; usage comes once, last, and only when it was asked for."""
+    """chat.completion.chunk events; usage comes once, last, and only when it was asked for.
+
+    on_finish: told the finish reason of every choice, once the answer is whole.
+    """
     state = _StreamState(request, keep_stop_reason)
     try:
         async for chunk in chunks:
             fixed = state.fix(chunk)
             if fixed is not None:
                 yield Event(fixed)
+        on_finish(state.finish_reasons)
     finally:
         await chunks.aclose()
 
@@ -141,6 +157,7 @@ class _StreamState:
         self._copies = num_copies(request)
         self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
         self._called: set[tuple[int, int]] = set()
+        self.finish_reasons: list[str] = []
         self._one_call = request.parallel_tool_calls is False or request.functions is not None
 
     def fix(self, chunk: JsonObject) -> JsonObject | None:
@@ -173,6 +190,7 @@ class _StreamState:
             return None
         if finish is not None:
             finish = self._finish(index, finish)
+            self.finish_reasons.append(finish)
         choice = {"index": index, "delta": delta, "logprobs": _logprobs(logprobs), "finish_reason": finish}
         if self._keep_stop_reason or self._request.return_token_ids:
             choice |= _extras(raw, self._request, self._keep_stop_reason)

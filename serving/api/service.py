@@ -44,10 +44,18 @@ class OpenAIService:
             if request.max_completion_tokens is None:  # both become vLLM's max_completion_tokens
                 raise renamed(error, [("max_completion_tokens", "max_tokens")]) from error
             raise
+
+        def on_finish(reasons: list[str]) -> None:
+            if chat.calls_no_tool(request, reasons):
+                self._backend.seam.rest(meta)
+
         if isinstance(raw, dict):
-            return chat.fix_response(raw, request, keep_stop_reason=keep_stop_reason)
+            fixed = chat.fix_response(raw, request, keep_stop_reason=keep_stop_reason)
+            on_finish([choice["finish_reason"] for choice in fixed["choices"]])
+            return fixed
+        chunks = _translated_stream(raw)
         return self._accounted(
-            chat.fix_stream(_translated_stream(raw), request, keep_stop_reason=keep_stop_reason), call
+            chat.fix_stream(chunks, request, keep_stop_reason=keep_stop_reason, on_finish=on_finish), call
         )
 
     async def completions(self, body: JsonObject, meta: RequestMeta) -> JsonObject | Stream:

@@ -29,6 +29,8 @@ from burrstone.serving.metrics import EngineMetrics
 
 _RETRY_AFTER_ENGINE_DEATH_S = 10.0
 _BAD_GRAMMAR = "The engine could not follow the request's grammar: it is too complex, or allows no text at all."
+# Programs that the scheduler has not been told to be at rest; the oldest are forgotten, for they cost only memory.
+_MAX_RESTED = 1024
 # Grammars checked at a time; further ones wait for their turn, whoever sent them.
 _NUM_GRAMMAR_CHECKS = 2
 
@@ -60,6 +62,7 @@ class EngineSeam:
         self._metrics = metrics
         self.gate = gate
         self._running: dict[str, Call] = {}  # engine request id -> its call
+        self._rested: dict[tuple[str, str], None] = {}  # (tenant, program id), in order of coming to rest
         self._aborts: set[asyncio.Task[None]] = set()  # the loop holds its tasks only weakly
         self._grammar_checks = ThreadPoolExecutor(_NUM_GRAMMAR_CHECKS, thread_name_prefix="grammar")
         vllm.check_grammars_once()
@@ -106,6 +109,16 @@ class EngineSeam:
             return pooled
 
         return self._run(call, request_id, begin, Size(_num_prompt_tokens(prompt), whole=True))
+
+    def rest(self, meta: RequestMeta) -> None:
+        """The call's program has been answered without a tool call: nothing of it is to be expected soon.
+
+        The scheduler is told with the next request, for nobody needs the room before.
+        """
+        if meta.program_id is not None:
+            self._rested[meta.tenant, meta.program_id] = None
+            if len(self._rested) > _MAX_RESTED:
+                del self._rested[next(iter(self._rested))]
 
     async def abandon(self, call: Call) -> None:
         """Abort whatever of this call is still in the engine or at the gate. Idempotent; for when nobody reads on."""
@@ -202,8 +215,17 @@ class EngineSeam:
             "deadline_unix_s": deadline_unix_s,
             "program_id": meta.program_id,
             "session": meta.session_id,
+            "rested": self._take_rested(meta),
         }
         sampling_params.extra_args = extra
+
+    def _take_rested(self, meta: RequestMeta) -> list[tuple[str, str]]:
+        """Those that rest, but for this call's own program, which does so no more."""
+        if meta.program_id is not None:
+            self._rested.pop((meta.tenant, meta.program_id), None)
+        rested = list(self._rested)
+        self._rested.clear()
+        return rested
 
     def _arm_deadline(self, call: Call, request_id: str) -> asyncio.TimerHandle | None:
         if call.meta.deadline_s is None:

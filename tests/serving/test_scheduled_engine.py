@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,9 @@ from harness import EXACT_FLAGS, MODEL, Server, serving
 
 pytestmark = pytest.mark.engine
 ALICE, BOB = "alices-key-of-some-length", "bobs-key-of-some-length"
-POLICY = "vtc > slo"
+POLICY = "vtc > slo > program"
+END_OF_TURN = "2"  # the token's id
+TOOL = {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}}
 PROMPTS = [
     "The capital of France is",
     "One, two, three,",
@@ -81,6 +84,34 @@ def test_a_flood_of_one_tenant_does_not_hold_up_another(scheduled: Server) -> No
             one.result()
     # Bob waits for a seat and for his own tokens, with three of Alice's beside him; in order of arrival he would be last.
     assert ended.index(BOB) - before <= 8
+
+
+def test_a_program_that_is_answered_without_a_tool_call_keeps_no_cache(scheduled: Server) -> None:
+    programs = [f"job{number}" for number in range(5)]
+
+    def ask(program: str, *, stream: bool = False, **asked: Any) -> None:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "logit_bias": {END_OF_TURN: 100}}
+        headers = {"Authorization": f"Bearer {BOB}", "x-program-id": program}
+        if stream:
+            answers = [data for _, data in scheduled.stream("/v1/chat/completions", body | asked, headers)[:-1]]
+        else:
+            answers = [scheduled.request("POST", "/v1/chat/completions", body | asked, headers)[1]]
+        assert answers[-1]["choices"][0]["finish_reason"] == "stop", answers
+
+    def kept_blocks() -> float:
+        complete(scheduled, "One more", 2, ALICE)  # counters are told with a step
+        return metric(scheduled, "burrstone_scheduler_kept_blocks")
+
+    for program in programs:
+        ask(program)
+    assert kept_blocks() == 0  # nothing is known of returns yet
+    time.sleep(5)
+    for program in programs:
+        ask(program)
+    assert kept_blocks() > 0
+    for number, program in enumerate(programs):
+        ask(program, stream=number % 2 == 0, tools=[TOOL])
+    assert kept_blocks() == 0
 
 
 def test_counters_come_out_at_metrics(scheduled: Server) -> None:

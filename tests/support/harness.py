@@ -61,10 +61,12 @@ class Server:
             with error:
                 return error.code, json.load(error)
 
-    def stream(self, path: str, body: Any) -> list[tuple[str | None, Any]]:
+    def stream(self, path: str, body: Any, headers: dict[str, str] | None = None) -> list[tuple[str | None, Any]]:
         """(event name, data) of every server-sent event; data is "[DONE]" or decoded JSON."""
         request = urllib.request.Request(
-            self.url + path, json.dumps(body | {"stream": True}).encode(), {"Content-Type": "application/json"}
+            self.url + path,
+            json.dumps(body | {"stream": True}).encode(),
+            {"Content-Type": "application/json"} | (headers or {}),
         )
         events: list[tuple[str | None, Any]] = []
         with urllib.request.urlopen(request, timeout=120) as reply:

@@ -25,6 +25,7 @@ class AgentLoad:
     output_tokens: Lengths = _ANSWER
     tool_median_s: float = 2.0
     tool_sigma: float = 1.0
+    tools_seen: bool = True  # tools are called by the API, so the engine learns which answer calls none
     block_tokens: int = 16
 
 
@@ -50,6 +51,7 @@ def agent_programs(load: AgentLoad, duration_s: float, seed: int) -> Workload:
     place = np.empty(size, np.int64)
     place[order] = np.arange(size)
     after = np.where(turn == 0, NONE, place[np.maximum(np.arange(size) - 1, 0)])
+    final = np.repeat(turns, turns) == turn + 1
     return Workload(
         arrival_s[order],
         inputs[order],
@@ -58,6 +60,7 @@ def agent_programs(load: AgentLoad, duration_s: float, seed: int) -> Workload:
         turn=turn[order],
         after=after[order],
         think_s=think_s[order],
+        final=(final & load.tools_seen)[order],
         prefixes=_append_only(program[order], (inputs + outputs)[order], load, seed),
     )
 

@@ -58,6 +58,7 @@ class Workload:
     cancel_s: Floats = field(default_factory=lambda: np.empty(0, np.float64))  # client leaves so long after arrival
     after: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # default NONE
     think_s: Floats = field(default_factory=lambda: np.empty(0, np.float64))  # default 0
+    final: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # 1: calls no tool; default 0
     tenant_weight: Floats = field(default_factory=lambda: np.empty(0, np.float64))  # one a tenant, default 1
     prefixes: Prefixes | None = None
 
@@ -124,6 +125,7 @@ class Workload:
         need((self.tenant >= 0) & (self.tenant < self.num_tenants), "tenant must be a row of tenant_weight")
         need(self.tenant_weight > 0, "tenant_weight must be > 0")
         need(self.program >= NONE, "program must be >= 0, or -1 for none")
+        need((self.final == 0) | (self.final == 1), "final must be 0 or 1")
         need((self.after >= NONE) & (self.after < np.arange(len(self))), "after must be an earlier request, or -1")
         if self.prefixes is not None:
             need(len(self.prefixes.starts) == len(self) + 1, "prefixes.starts must have one entry more than requests")
@@ -146,4 +148,5 @@ _COLUMNS: dict[str, tuple[type[np.generic], float | str | None]] = {
     "cancel_s": (np.float64, NO_DEADLINE_S),
     "after": (np.int64, NONE),
     "think_s": (np.float64, 0),
+    "final": (np.int64, 0),
 }

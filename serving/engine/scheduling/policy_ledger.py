@@ -14,7 +14,7 @@ from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.policies.engine_policy import Arrival, EnginePolicy, Plan
 from burrstone.batching.policies.order import hopeless
 from burrstone.batching.policies.spec import PolicySpec
-from burrstone.batching.policies.ttl import keep_s, observe_call_end, observe_gap
+from burrstone.batching.policies.ttl import keep_s, observe_call_end, observe_gap, starts_too_early
 from burrstone.batching.request import METADATA_KEY
 from burrstone.serving.engine.scheduling.program_book import MIN_FORGET_S, Program, ProgramBook, TenantBook
 
@@ -62,8 +62,8 @@ class PolicyLedger:
     def entry(self, request: Any) -> Entry:
         return self._entries[request.request_id]
 
-    def arrived(self, request: Any, now_s: float) -> None:
-        """A request has come to the engine."""
+    def arrived(self, request: Any, now_s: float) -> list[Program]:
+        """A request has come to the engine; returns the programs that it says are at rest."""
         age_s = self._unix_clock() - request.arrival_time
         arrival_s = now_s - (age_s if 0.0 <= age_s <= _MAX_AGE_S else 0.0)
         told = _metadata(request)
@@ -79,8 +79,11 @@ class PolicyLedger:
         self._entries[request.request_id] = entry
         self._requests[row] = request
         self._rows[request] = row
+        rested = self._programs.idle(told.get("rested") or ())
         if self._logged:
-            self.events.append(_arrived(arrival, seq, arrival_s, request.block_hashes))
+            numbers = tuple(program.number for program in rested)
+            self.events.append(_arrived(arrival, seq, arrival_s, request.block_hashes, numbers))
+        return rested
 
     def rows(self, requests: Collection[Any]) -> np.ndarray:
         """Their rows, in the same order: int64."""
@@ -246,7 +249,7 @@ def _low_bits(hashes: Iterable[bytes]) -> tuple[int, ...]:
     return tuple(int.from_bytes(block_hash[-_LOW_64_BITS:], "big") for block_hash in hashes)
 
 
-def _arrived(arrival: Arrival, seq: int, arrival_s: float, hashes: Iterable[bytes]) -> Arrived:
+def _arrived(arrival: Arrival, seq: int, arrival_s: float, hashes: Iterable[bytes], rested: tuple[int, ...]) -> Arrived:
     return Arrived(
         seq=seq,
         arrival_s=arrival_s,
@@ -262,6 +265,7 @@ def _arrived(arrival: Arrival, seq: int, arrival_s: float, hashes: Iterable[byte
         tpot_s=arrival.tpot_s,
         deadline_s=arrival.deadline_s,
         block_hashes=_low_bits(hashes),
+        rested=rested,
     )
 
 
@@ -278,5 +282,6 @@ def compile_kernels(spec: PolicySpec, model: StepModel) -> None:
     observe_gap(policy.tenants[0], 0.0)
     observe_call_end(policy.tenants[0])
     keep_s(policy.tenants[0], 0.0)
+    starts_too_early(1, 1, 1)
     scheduled_hash([(0, 1)])
     policy.remove(int(rows[0]))

@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -86,6 +87,11 @@ class ProgramBook:
             self._programs.move_to_end(key)
         program.seen_s = max(program.seen_s, arrival_s)
         return program
+
+    def idle(self, keys: Iterable[tuple[str, str]]) -> list[Program]:
+        """Those of them that are known and have no call in the engine."""
+        known = (self._programs.get((tenant, program_id)) for tenant, program_id in keys)
+        return [program for program in known if program is not None and not program.busy]
 
     def _make_room(self) -> None:
         excess = len(self._programs) + 1 - self._max

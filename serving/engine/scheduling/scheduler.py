@@ -80,7 +80,7 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
             self._blocked[request.request_id] = request
         elif not known:
             before_s = self._hook_s
-            self._hook(self.ledger.arrived, request, self._clock())
+            self._hook(self._arrived, request, self._clock())
             self._arrivals_s += self._hook_s - before_s
             self._hook_s = before_s
 
@@ -180,11 +180,11 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
     def _decide(self) -> Step:
         """Arrange vLLM's queues for this step. They are changed when all is decided, and never left half changed."""
         now_s = self._clock()
-        if self.kept is not None:
-            self.kept.drop_expired(now_s)
         ledger = self.ledger
         if self._blocked:
             self._unblock(now_s)
+        if self.kept is not None:
+            self.kept.drop_expired(now_s)
         free_slots = self.max_num_active_reqs - len(self.running) - self.num_waiting_for_streaming_input
         free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         # Without a free slot nobody who waits can start, so neither the policy nor vLLM looks at them.
@@ -207,6 +207,11 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         self._steps.append(Step(now_s, plan.hash, free_blocks, num_served, plan.parked))
         return self._steps[-1]
 
+    def _arrived(self, request: Any, now_s: float) -> None:
+        for program in self.ledger.arrived(request, now_s):
+            if self.kept is not None:
+                self.kept.release(program)
+
     def _startable(self) -> list[Any]:
         return [request for request in self.waiting if request.request_id not in self._blocked]
 
@@ -216,7 +221,7 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         for request in list(self._blocked.values()):
             if _has_grammar(request) if neutral else self._handle_blocked_waiting_request(request):
                 del self._blocked[request.request_id]
-                self.ledger.arrived(request, now_s)
+                self._arrived(request, now_s)
                 if not neutral:
                     self.waiting.remove(request)
                     self.waiting.append(request)
@@ -235,7 +240,7 @@ class PolicyMixin(_VllmScheduler):  # type: ignore[misc]
         if step.num_preempted == 0:
             for request in self.running[step.num_served : len(self.running) - step.num_parked]:
                 if self._blocked.pop(request.request_id, None) is not None:
-                    self.ledger.arrived(request, step.now_s)
+                    self._arrived(request, step.now_s)
                 cached_tokens = request.num_computed_tokens - scheduled[request.request_id]
                 self.ledger.admitted(request, cached_tokens, step.now_s)
         if self.step_log is not None:

@@ -1,5 +1,7 @@
 """Finished calls' KV caches are kept for their programs, and given up when others need the room."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,30 @@ def test_what_is_kept_is_found(caching: bool) -> None:
     assert found.mean() >= (1.0 if caching else 0.8)
     none = simulate(_spec(caching, 2000, ttl_s=0.0), workload)
     assert none.hit_tokens == (kept.hit_tokens if caching else 0)
+
+
+def test_nothing_is_kept_after_an_answer_that_calls_no_tool() -> None:
+    """With room for all: a program that is known to have ended holds no block, one that may go on does."""
+    workload = conversations(12, 8, 0)
+    ends = replace(workload, final=(workload.turn == 7).astype(np.int64))
+    for load, kept in ((workload, True), (ends, False)):
+        world, run = world_of(_spec(False, 2000), load), run_of(load, BLOCK)
+        while drive(world, run, True, 1):
+            pass
+        assert (world.engines[0]["num_pins"] > 0) == kept
+        assert (world.engines[0]["free_blocks"] < 2000) == kept
+
+
+def test_a_first_call_leaves_those_that_run_room_to_grow() -> None:
+    """Programs start when a fifth of what runs stays free; calls of none start as soon as they fit."""
+    size = 6
+    base = Workload(np.zeros(size), np.full(size, 10 * BLOCK), np.full(size, 2 * BLOCK), program=np.arange(size))
+    started = {}
+    for name, load in (("programs", base), ("calls", replace(base, program=np.full(size, -1)))):
+        result = simulate(EngineSpec("program", 6, 1000, BLOCK, 32, False, MODEL), load)
+        assert np.all(result.finished)
+        started[name] = int((result.scheduled_s == 0.0).sum())
+    assert started == {"programs": 2, "calls": 3}
 
 
 def test_a_running_request_breaks_pins_before_anybody_is_preempted() -> None:

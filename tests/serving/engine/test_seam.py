@@ -84,7 +84,21 @@ async def test_metadata_reaches_the_scheduler() -> None:
         "deadline_unix_s": 0,
         "program_id": "p",
         "session": "s",
+        "rested": [],
     }
+
+
+async def test_the_next_request_tells_who_rests_but_for_its_own_program() -> None:
+    bench = Bench()
+    for number in range(1030):
+        bench.seam.rest(call(tenant="anna", program_id=f"p{number}").meta)
+    bench.seam.rest(call(tenant="anna").meta)
+    told = []
+    for program in ("p1029", None):
+        bench.send(output(1, finished=True))
+        await drain(bench.start(call(tenant="anna", program_id=program)))
+        told.append(bench.engine.seen["r"].params.extra_args[METADATA_KEY]["rested"])
+    assert told == [[("anna", f"p{number}") for number in range(6, 1029)], []]
 
 
 async def test_tenants_share_no_prefix_cache() -> None:

@@ -49,6 +49,7 @@ def _live(folder: Path, policy: str, seed: int, *, num_blocks: int, caching: boo
             "ttft_s": rng.choice([None, 0.2, 5.0]),
             "tpot_s": rng.choice([None, 0.1]),
             "program_id": program if rng.random() < 0.7 else None,
+            "rested": [(f"t{rng.randrange(3)}", f"p{rng.randrange(8)}")] * rng.randrange(2),
         }
         engine.add(f"{program}-{number}", prompt, rng.randrange(1, 16), meta)
         for _ in range(rng.choice([0, 1, 2, 10])):
