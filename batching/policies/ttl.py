@@ -18,8 +18,6 @@ _COVERED = 0.75
 _MIN_RETURNS = 4.0
 # Of all calls, so many must be followed by another within the cap.
 _MIN_RETURN_SHARE = 0.2
-# Of the blocks that run, so much must stay free for them to grow when a new program starts.
-_HEADROOM = 0.2
 
 
 @kernel
@@ -53,13 +51,3 @@ def keep_s(tenant: np.void, cap_s: float) -> float:
         if seen >= _COVERED * returns:
             return min(bucket_bound(bucket) / _UNITS_A_SECOND, cap_s)
     return cap_s
-
-
-@kernel
-def starts_too_early(free_blocks: int, wanted_blocks: int, running_blocks: int) -> bool:
-    """Whether a program's first call would leave those that run too little room to grow.
-
-    They would take the kept caches of programs that are under way, which would compute them again: more work at once,
-    less of it done. running_blocks: held by running requests.
-    """
-    return free_blocks - wanted_blocks < _HEADROOM * running_blocks

@@ -203,8 +203,6 @@ def schedule_waiting(world: World, e: int, budget: int, seats: int) -> int:
 def find_room(world: World, e: int, row: int) -> int:
     """Make a waiting request hold its cached prefix if all of it fits; returns the prefix's blocks, else NOWHERE."""
     engine = world.engines[e]
-    if pins.too_early(world, e, row):
-        return NOWHERE
     program = world.requests[row]["program"]
     own = pins.pin_of(world, e, program)
     if own != NOWHERE:

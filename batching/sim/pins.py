@@ -2,16 +2,15 @@
 
 A running request that needs a block breaks any pin, the soonest to expire first, before anybody is preempted. A waiting
 one breaks only pins of programs that began after its own, unless nothing runs at all: else the newest programs would
-take the caches of the oldest, which come back soonest. A pin does not expire while its program's next call waits. A
-program's first call waits until those that run keep room to grow. An answer that calls no tool ends its program for
-now: nothing is kept.
+take the caches of the oldest, which come back soonest. A pin does not expire while its program's next call waits. An
+answer that calls no tool ends its program for now: nothing is kept.
 """
 
 import numpy as np
 
 from burrstone.batching.core.kernel import lean_kernel
 from burrstone.batching.core.requests import NEVER_S
-from burrstone.batching.policies.ttl import keep_s, observe_call_end, observe_gap, starts_too_early
+from burrstone.batching.policies.ttl import keep_s, observe_call_end, observe_gap
 from burrstone.batching.sim import kv
 from burrstone.batching.sim.world import NOWHERE, World
 
@@ -173,22 +172,6 @@ def rest(world: World, e: int, program: int) -> None:
     index = pin_of(world, e, program)
     if index != NOWHERE:
         break_pin(world, e, index)
-
-
-@lean_kernel
-def too_early(world: World, e: int, row: int) -> bool:
-    """Whether this is the first call of a program that must not start yet. Where nothing runs, everyone may."""
-    engine = world.engines[e]
-    request = world.requests[row]
-    if engine["pins"] == 0 or request["program"] < 0 or engine["num_running"] + engine["num_parked"] == 0:
-        return False
-    if world.programs[request["program"]]["last_end_s"] != NEVER_S:
-        return False
-    running_blocks = engine["num_blocks"] - engine["free_blocks"]
-    for index in range(engine["num_pins"]):
-        running_blocks -= world.pins[e, index]["blocks"]
-    wanted_blocks = kv.blocks_for(request["prompt_tokens"] + request["output_tokens"], engine["block_size"])
-    return starts_too_early(engine["free_blocks"], wanted_blocks, running_blocks)
 
 
 @lean_kernel

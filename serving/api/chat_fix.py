@@ -1,7 +1,7 @@
 """Chat completions: vLLM's answer -> what OpenAI's specification and SDKs expect."""
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection
 
 from burrstone.serving.api.chat_schema import CreateChatCompletion
 from burrstone.serving.api.sampling import num_copies
@@ -55,12 +55,12 @@ def fix_response(raw: JsonObject, request: CreateChatCompletion, *, keep_stop_re
     return fixed
 
 
-def calls_no_tool(request: CreateChatCompletion, finish_reasons: Iterable[str]) -> bool:
+def calls_no_tool(request: CreateChatCompletion, finish_reasons: Collection[str]) -> bool:
     """Whether the model could have called a tool and answered instead; an agent takes that for its last answer."""
     could = (
         bool(request.tools or request.functions) and (request.tool_choice or request.function_call or "auto") == "auto"
     )
-    return could and all(reason == "stop" for reason in finish_reasons)
+    return could and bool(finish_reasons) and all(reason == "stop" for reason in finish_reasons)
 
 
 async def fix_stream(
@@ -72,15 +72,17 @@ async def fix_stream(
 ) -> Stream:
     """chat.completion.chunk events; usage comes once, last, and only when it was asked for.
 
-    on_finish: told the finish reason of every choice, once the answer is whole.
+    on_finish: told the finish reasons so far, before the client is told of another.
     """
     state = _StreamState(request, keep_stop_reason)
     try:
         async for chunk in chunks:
+            finished = len(state.finish_reasons)
             fixed = state.fix(chunk)
+            if len(state.finish_reasons) > finished:
+                on_finish(state.finish_reasons)
             if fixed is not None:
                 yield Event(fixed)
-        on_finish(state.finish_reasons)
     finally:
         await chunks.aclose()
 

@@ -46,8 +46,7 @@ class OpenAIService:
             raise
 
         def on_finish(reasons: list[str]) -> None:
-            if chat.calls_no_tool(request, reasons):
-                self._backend.seam.rest(meta)
+            self._backend.seam.rest(meta, rests=chat.calls_no_tool(request, reasons))
 
         if isinstance(raw, dict):
             fixed = chat.fix_response(raw, request, keep_stop_reason=keep_stop_reason)

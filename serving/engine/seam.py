@@ -110,13 +110,19 @@ class EngineSeam:
 
         return self._run(call, request_id, begin, Size(_num_prompt_tokens(prompt), whole=True))
 
-    def rest(self, meta: RequestMeta) -> None:
-        """The call's program has been answered without a tool call: nothing of it is to be expected soon.
+    def rest(self, meta: RequestMeta, *, rests: bool) -> None:
+        """Whether the call's program was answered without a tool call, so that nothing of it is to be expected soon.
 
-        The scheduler is told with the next request, for nobody needs the room before.
+        The scheduler is told with the next request, whoever sends it. If that one never gets there, the program's cache
+        is kept until its time is over, as it would have been.
         """
-        if meta.program_id is not None:
-            self._rested[meta.tenant, meta.program_id] = None
+        if meta.program_id is None:
+            return
+        program = (meta.tenant, meta.program_id)
+        self._rested.pop(program, None)
+        others = (call.meta for call in self._running.values() if call.meta is not meta)
+        if rests and all((other.tenant, other.program_id) != program for other in others):
+            self._rested[program] = None
             if len(self._rested) > _MAX_RESTED:
                 del self._rested[next(iter(self._rested))]
 

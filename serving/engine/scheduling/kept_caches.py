@@ -1,7 +1,6 @@
 """KV caches of finished calls, kept for their programs' next calls: until they expire, the call comes, or somebody needs
 the room. The rules are the simulator's: a running request breaks any, the soonest to expire first; a waiting request
-breaks only those of programs that began after its own, unless nothing runs. A program's first call waits until those that
-run keep room to grow.
+breaks only those of programs that began after its own, unless nothing runs.
 """
 
 import math
@@ -9,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from burrstone.batching.policies.ttl import starts_too_early
 from burrstone.serving.engine.scheduling.program_book import Program
 
 
@@ -87,8 +85,6 @@ class KeptCaches:
 
         younger_than_s: caches of programs that began later may be broken; -inf for all, where nothing runs.
         """
-        if program is not None and self._too_early(program, younger_than_s, request):
-            return None
         own = None if program is None else self._of(program)
         lent: list[Any] = []
         if own is not None:
@@ -108,14 +104,6 @@ class KeptCaches:
             elif own is not None:
                 self._kept.remove(own)
         return admitted
-
-    def _too_early(self, program: Program, younger_than_s: float, request: Any) -> bool:
-        if not math.isnan(program.last_end_s) or younger_than_s == -math.inf:
-            return False
-        free_blocks = self._pool.get_num_free_blocks()
-        running_blocks = self._pool.num_gpu_blocks - 1 - free_blocks - self.num_blocks  # vLLM keeps one for itself
-        wanted_blocks = math.ceil(request.num_tokens / self._block_tokens)
-        return bool(starts_too_early(free_blocks, wanted_blocks, running_blocks))
 
     def _make_room(self, younger_than_s: float, own: Kept | None, request: Any, computed: Any) -> bool:
         """Break caches for a request that lacks blocks, if that can be enough."""

@@ -41,6 +41,7 @@ def can_keep(scheduler: Any, options: SchedulerOptions) -> bool:
     groups = scheduler.kv_cache_config.kv_cache_groups
     return (
         "program" in options.spec.tiers
+        and options.spec.knobs.ttl_s > 0
         and scheduler.cache_config.enable_prefix_caching
         and scheduler.connector is None
         and len(groups) == 1

@@ -14,7 +14,7 @@ from burrstone.batching.core.step_model import StepModel
 from burrstone.batching.policies.engine_policy import Arrival, EnginePolicy, Plan
 from burrstone.batching.policies.order import hopeless
 from burrstone.batching.policies.spec import PolicySpec
-from burrstone.batching.policies.ttl import keep_s, observe_call_end, observe_gap, starts_too_early
+from burrstone.batching.policies.ttl import keep_s, observe_call_end, observe_gap
 from burrstone.batching.request import METADATA_KEY
 from burrstone.serving.engine.scheduling.program_book import MIN_FORGET_S, Program, ProgramBook, TenantBook
 
@@ -282,6 +282,5 @@ def compile_kernels(spec: PolicySpec, model: StepModel) -> None:
     observe_gap(policy.tenants[0], 0.0)
     observe_call_end(policy.tenants[0])
     keep_s(policy.tenants[0], 0.0)
-    starts_too_early(1, 1, 1)
     scheduled_hash([(0, 1)])
     policy.remove(int(rows[0]))

@@ -48,7 +48,7 @@ def test_the_hash_of_what_was_scheduled_knows_order_and_tokens() -> None:
     [
         ([], "first line must describe the engine"),
         (["{}"], "first line must describe the engine"),
-        ([LogHeader("fcfs", 8, 64, 16, 100, True, {}, version=0).to_line()], "version 0, this reads 1"),
+        ([LogHeader("fcfs", 8, 64, 16, 100, True, {}, version=0).to_line()], "version 0, this reads 2"),
         ([HEADER.to_line(), '{"step": 1}'], "not a step record"),
         ([HEADER.to_line(), "[]"], "not a step record"),
     ],

@@ -81,18 +81,6 @@ def test_nothing_is_kept_after_an_answer_that_calls_no_tool() -> None:
         assert (world.engines[0]["free_blocks"] < 2000) == kept
 
 
-def test_a_first_call_leaves_those_that_run_room_to_grow() -> None:
-    """Programs start when a fifth of what runs stays free; calls of none start as soon as they fit."""
-    size = 6
-    base = Workload(np.zeros(size), np.full(size, 10 * BLOCK), np.full(size, 2 * BLOCK), program=np.arange(size))
-    started = {}
-    for name, load in (("programs", base), ("calls", replace(base, program=np.full(size, -1)))):
-        result = simulate(EngineSpec("program", 6, 1000, BLOCK, 32, False, MODEL), load)
-        assert np.all(result.finished)
-        started[name] = int((result.scheduled_s == 0.0).sum())
-    assert started == {"programs": 2, "calls": 3}
-
-
 def test_a_running_request_breaks_pins_before_anybody_is_preempted() -> None:
     workload = conversations(12, 8, 1)
     spec = _spec(True, 70)

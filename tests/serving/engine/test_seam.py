@@ -91,14 +91,27 @@ async def test_metadata_reaches_the_scheduler() -> None:
 async def test_the_next_request_tells_who_rests_but_for_its_own_program() -> None:
     bench = Bench()
     for number in range(1030):
-        bench.seam.rest(call(tenant="anna", program_id=f"p{number}").meta)
-    bench.seam.rest(call(tenant="anna").meta)
+        bench.seam.rest(call(tenant="anna", program_id=f"p{number}").meta, rests=True)
+    bench.seam.rest(call(tenant="anna").meta, rests=True)
+    bench.seam.rest(call(tenant="anna", program_id="p9").meta, rests=False)
     told = []
     for program in ("p1029", None):
         bench.send(output(1, finished=True))
         await drain(bench.start(call(tenant="anna", program_id=program)))
         told.append(bench.engine.seen["r"].params.extra_args[METADATA_KEY]["rested"])
-    assert told == [[("anna", f"p{number}") for number in range(6, 1029)], []]
+    assert told == [[("anna", f"p{number}") for number in range(6, 1029) if number != 9], []]
+
+
+async def test_a_program_does_not_rest_while_another_call_of_it_runs() -> None:
+    bench = Bench()
+    stream = bench.start(call(tenant="anna", program_id="p"))
+    bench.send(output(1))
+    await anext(stream)
+    bench.seam.rest(call(tenant="anna", program_id="p").meta, rests=True)
+    await stream.aclose()
+    bench.send(output(1, finished=True))
+    await drain(bench.start(call(tenant="anna")))
+    assert bench.engine.seen["r"].params.extra_args[METADATA_KEY]["rested"] == []
 
 
 async def test_tenants_share_no_prefix_cache() -> None:

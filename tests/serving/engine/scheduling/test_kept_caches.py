@@ -110,23 +110,6 @@ def test_a_program_at_rest_keeps_nothing(folder: Path) -> None:
     assert engine.scheduler.kept.num_blocks == 9 and not engine.scheduler.watchdog.fallen
 
 
-def test_a_first_call_waits_until_those_that_run_have_room_to_grow(folder: Path) -> None:
-    engine = Engine(folder)
-    engine.add("runs", tokens(1, 300), 60, {"program_id": "old"})
-    engine.step()
-    free = engine.free_blocks
-    new = engine.add("new", tokens(2, (free - 2) * 16 - 8), 1, {"program_id": "new"})
-    anyone = engine.add("anyone", tokens(3, 8), 1)
-    for _ in range(3):
-        engine.step()
-    assert new.num_computed_tokens == 0
-    engine.run()
-    assert {"runs", "new", "anyone"} <= set(engine.finished) and anyone.is_finished()
-    # With nobody running there is nobody to leave room for.
-    engine.call("alone", tokens(4, 30 * 16), "alone")
-    assert "alone" in engine.finished
-
-
 def test_a_cache_does_not_expire_while_its_call_waits(folder: Path) -> None:
     engine = Engine(folder, max_num_seqs=1)
     engine.learn()
@@ -197,9 +180,7 @@ def _broken(*_: Any, **__: Any) -> None:
     raise OSError("broken")
 
 
-@pytest.mark.parametrize(
-    "method", ["keep", "allocate_running", "allocate_waiting", "_too_early", "_make_room", "drop_expired"]
-)
+@pytest.mark.parametrize("method", ["keep", "allocate_running", "allocate_waiting", "_make_room", "drop_expired"])
 def test_a_fault_among_kept_caches_costs_no_request_and_no_block(
     folder: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
