@@ -1,0 +1,181 @@
+"""What `burrstone quantize` does with its arguments."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, logging
+
+from burrstone.quant.card import record_quality
+from burrstone.quant.cases import load_cases
+from burrstone.quant.checkpoint import Checkpoint, find_checkpoint
+from burrstone.quant.errors import BadCheckpoint, OutOfSpace, QuantizeError
+from burrstone.quant.evaluate import Data, Evaluation
+from burrstone.quant.job import Job, Result
+from burrstone.quant.progress import TerminalBar
+from burrstone.quant.recipe import Recipe
+from burrstone.quant.texts import SMOKE, SMOKE_NOTICE, Split, Tokens, load_tokens
+from burrstone.quant.verdict import Margins, summary
+
+_EXIT_USAGE = 2
+_EXIT_INTERRUPTED = 130
+_CALIBRATION_ROWS = 128
+_TEXT_ROWS = 64
+_MAKING = ("out", "scheme", "method", "calibration", "observer", "granularity", "strength", "dampening", "keep")
+_MAKING_TOO = ("quantize_lm_head", "mixed_precision", "restart")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit codes: 0 done (eval: passed), 1 eval: failed or disk full, 2 wrong usage, model or data."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        if arguments.words[0] == "eval":
+            return _evaluate(arguments)
+        return _quantize(arguments)
+    except OutOfSpace as error:
+        print(f"burrstone: {error}", file=sys.stderr)
+        return 1
+    except QuantizeError as error:
+        print(f"burrstone: {error}", file=sys.stderr)
+        return _EXIT_USAGE
+    except KeyboardInterrupt:
+        print("burrstone: stopped; the same command goes on from the last whole layer", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    if len(arguments.words) != 1 or arguments.out is None:
+        raise QuantizeError(
+            "give one MODEL and -o OUT; to judge a checkpoint: burrstone quantize eval REFERENCE CANDIDATE"
+        )
+    _refuse_flags(arguments, ("text", *(() if arguments.mixed_precision else ("cases", *_margin_flags()))), "judging")
+    recipe = _recipe(arguments)
+    source = _checkpoint(arguments, arguments.words[0])
+    device = _device(arguments.device)
+    tokenizer = _tokenizer(source)
+    tokens = None
+    if recipe.needs_data:
+        if arguments.calibration is None:
+            raise QuantizeError(
+                f"method {recipe.method} needs --calibration PATH: text or chat logs like your traffic; `{SMOKE}` to only "
+                "try it; or --method rtn, which needs none"
+            )
+        tokens = _tokens(arguments, arguments.calibration, tokenizer, _CALIBRATION_ROWS, "calibration")
+    elif arguments.calibration is not None:
+        raise QuantizeError(
+            f"--calibration is for methods that need data; {recipe.method} with {recipe.schemes} does not"
+        )
+    with TerminalBar() as bar:
+        until = None
+        if arguments.mixed_precision is not None:
+            text = _tokens(arguments, arguments.mixed_precision, tokenizer, _TEXT_ROWS, "held-out")
+            until = Evaluation(
+                source, _data(arguments, text, tokenizer), bar, margins=_margins(arguments), device=device
+            )
+        result = Job(source, Path(arguments.out), recipe, tokens, bar, device, arguments.restart, until).run()
+    print(json.dumps(asdict(result), indent=2) if arguments.json else _told(result, arguments.words[0]))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    if len(arguments.words) != 3:
+        raise QuantizeError("give both models: burrstone quantize eval REFERENCE CANDIDATE --text PATH")
+    _refuse_flags(arguments, (*_MAKING, *_MAKING_TOO), "quantizing")
+    if arguments.text is None:
+        raise QuantizeError(
+            f"give --text PATH: text like your traffic that was not calibrated on; `{SMOKE}` to only try it"
+        )
+    reference, candidate = (_checkpoint(arguments, word) for word in arguments.words[1:])
+    if reference.folder == candidate.folder:
+        raise QuantizeError(f"reference and candidate are both {reference.folder}")
+    tokenizer = _tokenizer(reference)
+    text = _tokens(arguments, arguments.text, tokenizer, _TEXT_ROWS, "held-out")
+    with TerminalBar() as bar:
+        data = _data(arguments, text, tokenizer)
+        evaluation = Evaluation(reference, data, bar, margins=_margins(arguments), device=_device(arguments.device))
+        quality = evaluation.compare(candidate)
+    record_quality(candidate.folder, quality)
+    print(json.dumps(quality, indent=2) if arguments.json else summary(quality))
+    return 0 if quality["verdict"] == "pass" else 1
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    given: dict[str, Any] = {
+        field.name: value for field in fields(Recipe) if (value := getattr(arguments, field.name, None)) is not None
+    }
+    if arguments.scheme is not None:
+        given["schemes"] = arguments.scheme
+    return Recipe(**given | {"keep": tuple(arguments.keep or ())})
+
+
+def _checkpoint(arguments: argparse.Namespace, word: str) -> Checkpoint:
+    return Checkpoint(find_checkpoint(arguments.find_model(word)))
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadCheckpoint(f"{checkpoint.folder} has no tokenizer that can be read: {reason}") from error
+
+
+def _tokens(arguments: argparse.Namespace, source: str, tokenizer: Any, rows: int, split: Split) -> Tokens:
+    wanted = rows if arguments.rows is None else arguments.rows
+    if wanted < 1 or arguments.row_tokens < 2:
+        raise QuantizeError("--rows is at least 1 and --row-tokens at least 2")
+    tokens = load_tokens(source, tokenizer, rows=wanted, length=arguments.row_tokens, split=split)
+    if tokens.smoke:
+        print(SMOKE_NOTICE, file=sys.stderr)
+    if len(tokens.rows) < wanted:
+        print(f"{source}: enough text for {len(tokens.rows)} of {wanted} rows", file=sys.stderr)
+    return tokens
+
+
+def _data(arguments: argparse.Namespace, text: Tokens, tokenizer: Any) -> Data:
+    if arguments.cases is None:
+        return Data(text)
+    return Data(text, load_cases(Path(arguments.cases), tokenizer), arguments.cases)
+
+
+def _margins(arguments: argparse.Namespace) -> Margins:
+    given = {"perplexity": arguments.margin_perplexity, "mean_kl": arguments.margin_kl, "task": arguments.margin_task}
+    if negative := [name for name, value in given.items() if value is not None and not value >= 0]:
+        raise QuantizeError(f"a margin is at least 0, and {negative[0]} is {given[negative[0]]}")
+    return Margins(**{name: value for name, value in given.items() if value is not None})
+
+
+def _margin_flags() -> tuple[str, ...]:
+    return ("margin_perplexity", "margin_kl", "margin_task")
+
+
+def _refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], purpose: str) -> None:
+    for name in names:
+        if getattr(arguments, name):
+            raise QuantizeError(f"--{name.replace('_', '-')} is for {purpose}; it would do nothing here")
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise QuantizeError(f"--device {name}: {str(error).strip().splitlines()[0]}") from error
+    return name
+
+
+def _told(result: Result, model: str) -> str:
+    size = f"{result.bytes_after / 2**20:.0f} MiB from {result.bytes_before / 2**20:.0f}"
+    cost = f"in {result.elapsed_s:.0f} s, at most {result.peak_memory_bytes / 2**30:.1f} GiB of memory"
+    lines = [f"{result.out}: {result.schemes}, {size}, {cost}"]
+    if result.worst:
+        lines += ["lost most:", *(f"  {row['loss']:.1e}  {row['unit']}" for row in result.worst)]
+    if result.kept:
+        lines += [f"kept in 16 bits: {len(result.kept)} modules"]
+    return "\n".join([*lines, f"next: burrstone quantize eval {model} {result.out} --text YOUR_TEXT"])

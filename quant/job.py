@@ -1,0 +1,259 @@
+"""From a model to an INT8 checkpoint, one decoder layer at a time.
+
+In memory at once: the model's embedding and head, one layer in float32, the Hessians of that layer where GPTQ rounds, and
+the hidden states of the calibration tokens (rows x length x hidden size x 4 bytes).
+"""
+
+import importlib.metadata
+import json
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burrstone.quant.card import loss_table, model_card, record_quality
+from burrstone.quant.checkpoint import INDEX_FILE, Checkpoint
+from burrstone.quant.errors import QuantizeError
+from burrstone.quant.evaluate import Evaluation
+from burrstone.quant.formats import OUR_KEY, Format, format_of
+from burrstone.quant.kv_cache import INT8_PER_TOKEN_HEAD
+from burrstone.quant.layer_job import quantize_layer
+from burrstone.quant.mixed import next_units, take_back, unrounded_file, verdict_of
+from burrstone.quant.progress import Bar
+from burrstone.quant.quality import weights_digest
+from burrstone.quant.recipe import Recipe
+from burrstone.quant.rounding import quantize, weight_scale
+from burrstone.quant.streamed import Batch, StreamedModel
+from burrstone.quant.texts import Tokens
+from burrstone.quant.workspace import Workspace
+
+_ROWS_A_BATCH = 8
+_HEAD = "lm_head"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run made. Bytes are of weights; seconds and peak memory of this process, not of killed ones before it."""
+
+    out: str
+    schemes: str
+    method: str
+    num_layers: int
+    resumed_layers: int
+    bytes_before: int
+    bytes_after: int
+    kept: list[str]
+    worst: list[dict[str, Any]]
+    weights_digest: str
+    peak_memory_bytes: int
+    elapsed_s: float
+
+
+@dataclass(slots=True)
+class Job:
+    """One model, one recipe, one output. `tokens` is None for a recipe that needs none. Raises QuantizeError's kinds."""
+
+    source: Checkpoint
+    out: Path
+    recipe: Recipe
+    tokens: Tokens | None
+    bar: Bar
+    device: str = "cpu"
+    restart: bool = False
+    # Units are taken back until this passes; None leaves all rounded.
+    until: Evaluation | None = None
+
+    def run(self) -> Result:
+        started_s = time.monotonic()
+        _refuse_quantized(self.source)
+        if self.recipe.needs_data and self.tokens is None:
+            raise QuantizeError(f"method {self.recipe.method} needs calibration data; give --calibration")
+        model = StreamedModel(self.source, self.device)
+        self.bar.say("reading the source's weights")
+        run = self._run_facts()
+        space = Workspace(self.out, run, restart=self.restart)
+        resumed = space.layers_done
+        if self.recipe.scheme is not None:
+            self._layers(model, space)
+        self._frame(model, space)
+        self._write_rest(model, space, run)
+        quality = self._take_back_until(model, space, run, self.until) if self.until is not None else None
+        space.finish()
+        if quality is not None:
+            record_quality(self.out, quality)
+        return self._result(model, resumed, space.state["layers"], time.monotonic() - started_s)
+
+    def _run_facts(self) -> dict[str, Any]:
+        """Everything that decides a byte of the output."""
+        return {
+            "source_digest": weights_digest(self.source.folder),
+            "recipe": json.loads(json.dumps(self.recipe.as_json())),
+            "calibration": None
+            if self.tokens is None
+            else {"name": self.tokens.name, "digest": self.tokens.digest, "shape": list(self.tokens.rows.shape)},
+            "until": None if self.until is None else self.until.facts(),
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+            "versions": {name: importlib.metadata.version(name) for name in ("burrstone", "torch", "transformers")},
+        }
+
+    def _layers(self, model: StreamedModel, space: Workspace) -> None:
+        batches = self._batches(model)
+        first = space.layers_done
+        # A step is a batch through a layer; without data, a layer.
+        self.bar.start(model.num_layers * max(1, 2 * len(batches)), "quantizing", first * max(1, 2 * len(batches)))
+        if first and batches:
+            for number, hidden in space.load_tensors(_hidden_file(first)).items():
+                batches[int(number)].hidden = hidden.to(self.device)
+        for index in range(first, model.num_layers):
+            with model.layer(index) as layer:
+                result = quantize_layer(model, layer, index, batches, self.recipe, self.bar.step)
+                last = index + 1 == model.num_layers
+                for batch in batches:
+                    if not last:
+                        batch.hidden = model.apply(layer, index, batch)
+                    self.bar.step()
+            names = {f"{model.prefix(index)}{name}": tensor for name, tensor in result.tensors.items()}
+            space.save_tensors(_shard(index, model.num_layers), names)
+            if self.until is not None:
+                space.save_tensors(unrounded_file(index), result.unrounded)
+            if batches and not last:
+                space.save_tensors(
+                    _hidden_file(index + 1), {str(i): batch.hidden.cpu() for i, batch in enumerate(batches)}
+                )
+            space.state["layers"].append(result.report())
+            space.save_state()
+            space.remove(_hidden_file(index))
+            if not batches:
+                self.bar.step()
+
+    def _batches(self, model: StreamedModel) -> list[Batch]:
+        if not self.recipe.needs_data or self.tokens is None:
+            return []
+        rows = self.tokens.rows
+        return [model.embed(rows[start : start + _ROWS_A_BATCH]) for start in range(0, len(rows), _ROWS_A_BATCH)]
+
+    def _frame(self, model: StreamedModel, space: Workspace) -> None:
+        """Embedding, last norm and head; with a KV-only recipe, every tensor."""
+        scheme = self.recipe.scheme
+        if scheme is None:
+            for index in range(model.num_layers):
+                layer = self.source.tensors(prefix := model.prefix(index))
+                space.save_tensors(_shard(index, model.num_layers), {f"{prefix}{name}": t for name, t in layer.items()})
+        frame = {name: self.source.tensor(name) for name in model.frame_names()}
+        if self.recipe.quantize_lm_head and scheme is not None:
+            weight: Tensor = model.model.get_output_embeddings().weight
+            frame.pop(f"{_HEAD}.weight", None)
+            scale = weight_scale(weight, self.recipe.observer, self.recipe.granularity).to(scheme.scale_dtype).float()
+            parts = scheme.encode(quantize(weight, scale).cpu(), scale.cpu())
+            frame |= {f"{_HEAD}.{suffix}": tensor for suffix, tensor in parts.items()}
+        space.save_tensors(_shard(model.num_layers, model.num_layers), frame)
+
+    def _take_back_until(
+        self, model: StreamedModel, space: Workspace, run: dict[str, Any], evaluation: Evaluation
+    ) -> dict[str, Any]:
+        layers = space.state["layers"]
+        taken = 0
+        while True:
+            for index in range(model.num_layers):
+                take_back(space, model, self.recipe, _shard(index, model.num_layers), index)
+            self._write_rest(model, space, run)
+            quality = verdict_of(evaluation, space, self.bar, taken)
+            chosen = next_units(layers, max(1, taken))
+            if quality["verdict"] == "pass" or not chosen:
+                break
+            for index, position in chosen:
+                layers[index]["units"][position]["kept"] = True
+            space.save_state()
+            taken += len(chosen)
+        for index in range(model.num_layers):
+            space.remove(unrounded_file(index))
+        return quality
+
+    def _write_rest(self, model: StreamedModel, space: Workspace, run: dict[str, Any]) -> None:
+        weight_map, total = {}, 0
+        for index in range(model.num_layers + 1):
+            shard = _shard(index, model.num_layers)
+            for name, tensor in space.load_tensors(shard).items():
+                weight_map[name] = shard
+                total += tensor.numel() * tensor.element_size()
+        space.save_json(INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        kept = kept_modules(space.state["layers"], model)
+        space.copy(self.source.companions())
+        space.save_json("config.json", self._config(kept))
+        space.save_json(
+            "quantization.json", {**run, "source": self.source.folder.name, "layers": space.state["layers"]}
+        )
+        losses = loss_table(worst_units(space.state["layers"], model)[:10])
+        space.save_text("README.md", model_card(self.source, self.recipe, self.tokens, run, losses, kept))
+
+    def _config(self, kept: list[str]) -> dict[str, Any]:
+        config = dict(self.source.config)
+        scheme = self.recipe.scheme
+        left_alone = kept if self.recipe.quantize_lm_head else [_HEAD, *kept]
+        if scheme is not None:
+            config |= scheme.announce(left_alone, self.recipe.granularity)
+        if self.recipe.quantize_lm_head:
+            # The embedding stays as it is, so that the two are tied no longer.
+            config["tie_word_embeddings"] = False
+        ours = {"schemes": self.recipe.schemes} | dict(config.get(OUR_KEY, {}))
+        if self.recipe.kv_int8:
+            ours["kv_cache_dtype"] = INT8_PER_TOKEN_HEAD
+        return config | {OUR_KEY: ours}
+
+    def _result(self, model: StreamedModel, resumed: int, layers: list[dict[str, Any]], elapsed_s: float) -> Result:
+        made = Checkpoint(self.out)
+        return Result(
+            out=str(self.out),
+            schemes=self.recipe.schemes,
+            method=self.recipe.method,
+            num_layers=model.num_layers,
+            resumed_layers=resumed,
+            bytes_before=self.source.num_bytes(),
+            bytes_after=made.num_bytes(),
+            kept=kept_modules(layers, model),
+            worst=worst_units(layers, model)[:5],
+            weights_digest=weights_digest(self.out),
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            elapsed_s=round(elapsed_s, 1),
+        )
+
+
+def kept_modules(layers: list[dict[str, Any]], model: StreamedModel) -> list[str]:
+    """Full names of the linear modules that stayed as they were."""
+    return [
+        f"{model.prefix(index)}{name}"
+        for index, layer in enumerate(layers)
+        for unit in layer["units"]
+        if unit["kept"]
+        for name in unit["modules"]
+    ]
+
+
+def worst_units(layers: list[dict[str, Any]], model: StreamedModel) -> list[dict[str, Any]]:
+    """The rounded units, the one that lost most first."""
+    rounded = [
+        {"unit": f"{model.prefix(index)}{unit['modules'][0]}", "layer": index, "loss": unit["loss"]}
+        for index, layer in enumerate(layers)
+        for unit in layer["units"]
+        if not unit["kept"]
+    ]
+    return sorted(rounded, key=lambda row: -row["loss"])
+
+
+def _refuse_quantized(source: Checkpoint) -> None:
+    if format_of(source.config, source.folder) != Format(None, False):
+        raise QuantizeError(f"{source.folder} is quantized already; quantize the original")
+
+
+def _shard(index: int, num_layers: int) -> str:
+    return f"model-{index + 1:05}-of-{num_layers + 1:05}.safetensors"
+
+
+def _hidden_file(layers_done: int) -> str:
+    # Not *.safetensors: no reader of checkpoints should take it for weights.
+    return f"hidden-{layers_done:05}.activations"

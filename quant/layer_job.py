@@ -1,0 +1,179 @@
+"""Quantizing one decoder layer: watch what flows through it, smooth, round, and say how much was lost."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from burrstone.quant.errors import QuantizeError
+from burrstone.quant.gptq import gptq
+from burrstone.quant.linears import W8A16Linear
+from burrstone.quant.recipe import Recipe
+from burrstone.quant.rounding import quantize, round_trip, weight_scale
+from burrstone.quant.smoothing import InputStats, smooth
+from burrstone.quant.streamed import Batch, StreamedModel
+from burrstone.quant.structure import Unit, find_units
+
+_SAMPLE_TOKENS = 512
+# Smoothing only moves factors about: what the layer computes may change by float32's rounding and no more.
+_FOLD_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class UnitReport:
+    """loss: mean squared error of the unit's output over its mean square, on tokens of the calibration set.
+
+    Without calibration it is the weights' own. strength: of smoothing, 0 for none. dampening: GPTQ's, None without.
+    """
+
+    modules: list[str]
+    loss: float
+    strength: float = 0.0
+    dampening: float | None = None
+    kept: bool = False
+
+
+@dataclass(slots=True)
+class LayerResult:
+    """tensors: the layer's, to be stored, by their names inside the layer. unrounded: the INT8 modules' weights before
+    rounding, for taking a decision back. The layer itself computes as the stored one will."""
+
+    tensors: dict[str, Tensor]
+    unrounded: dict[str, Tensor]
+    units: list[UnitReport] = field(default_factory=list)
+
+    def report(self) -> dict[str, Any]:
+        return {"units": [asdict(unit) for unit in self.units]}
+
+
+@torch.inference_mode()
+def quantize_layer(
+    model: StreamedModel,
+    layer: nn.Module,
+    index: int,
+    batches: list[Batch],
+    recipe: Recipe,
+    tick: Callable[[], None] = lambda: None,
+) -> LayerResult:
+    """`layer` is changed in place and can be applied afterwards. `batches` may be empty for a recipe without data."""
+    scheme = recipe.scheme
+    stored = {name: tensor.dtype for name, tensor in model.checkpoint.tensors(model.prefix(index)).items()}
+    if scheme is None:
+        raise QuantizeError(f"{recipe.schemes} changes no weights")
+    units = _units(model, layer, index, batches)
+    stats = _observe(model, layer, index, batches, units, recipe, tick) if batches else {}
+    strengths = _smooth_all(model, layer, index, batches, units, stats, recipe, stored)
+    result = LayerResult({}, {})
+    rounded: dict[str, W8A16Linear] = {}
+    for unit in units:
+        kept = any(recipe.keeps(f"{model.prefix(index)}{name}") for name in unit.linears)
+        losses, dampening = [], None
+        for name in unit.linears:
+            linear = layer.get_submodule(name)
+            if kept:
+                continue
+            seen = stats.get(unit.name)
+            scale = weight_scale(linear.weight, recipe.observer, recipe.granularity).to(scheme.scale_dtype).float()
+            if recipe.compensates and seen is not None and seen.hessian is not None:
+                weight, dampening = gptq(linear.weight, scale, seen.hessian, dampening=recipe.dampening)
+            else:
+                weight = quantize(linear.weight, scale)
+            rounded[name] = scheme.linear(weight, scale, linear.bias).to(linear.weight.device)
+            losses.append(_loss(linear, rounded[name], seen, scale))
+            parts = scheme.encode(weight.cpu(), scale.cpu())
+            result.tensors |= {f"{name}.{suffix}": tensor.contiguous() for suffix, tensor in parts.items()}
+            result.unrounded[f"{name}.weight"] = linear.weight.to(stored[f"{name}.weight"]).cpu()
+        loss = sum(losses) / len(losses) if losses else 0.0
+        result.units.append(UnitReport(list(unit.linears), loss, strengths.get(unit.name, 0.0), dampening, kept))
+    for name, parameter in layer.named_parameters():
+        if name not in result.unrounded:
+            result.tensors[name] = parameter.detach().to(stored[name]).cpu().contiguous()
+    for name, module in rounded.items():
+        parent, _, child = name.rpartition(".")
+        setattr(layer.get_submodule(parent), child, module)
+    return result
+
+
+def _units(model: StreamedModel, layer: nn.Module, index: int, batches: list[Batch]) -> list[Unit]:
+    probe = batches[0] if batches else model.embed(torch.zeros(1, 4, dtype=torch.int64))
+    return find_units(layer, lambda: model.apply(layer, index, probe))
+
+
+def _observe(
+    model: StreamedModel,
+    layer: nn.Module,
+    index: int,
+    batches: list[Batch],
+    units: list[Unit],
+    recipe: Recipe,
+    tick: Callable[[], None],
+) -> dict[str, InputStats]:
+    """What each unit reads, over all calibration tokens."""
+    found: dict[str, InputStats] = {}
+    each = max(1, _SAMPLE_TOKENS // len(batches))
+    num_tokens = sum(batch.tokens.numel() for batch in batches)
+
+    def watch(unit: Unit) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0].reshape(-1, arguments[0].shape[-1])
+            sample = x[:: max(1, len(x) // each)][:each].clone()
+            if unit.name not in found:
+                hessian = x.new_zeros(x.shape[1], x.shape[1]) if recipe.compensates else None
+                found[unit.name] = InputStats(x.abs().amax(dim=0), sample, hessian)
+            else:
+                seen = found[unit.name]
+                seen.absmax = torch.maximum(seen.absmax, x.abs().amax(dim=0))
+                seen.sample = torch.cat([seen.sample, sample])
+            hessian = found[unit.name].hessian
+            if hessian is not None:
+                hessian.addmm_(x.T, x, alpha=1 / num_tokens)
+
+        return layer.get_submodule(unit.name).register_forward_pre_hook(hook)
+
+    handles = [watch(unit) for unit in units]
+    try:
+        for batch in batches:
+            model.apply(layer, index, batch)
+            tick()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _smooth_all(
+    model: StreamedModel,
+    layer: nn.Module,
+    index: int,
+    batches: list[Batch],
+    units: list[Unit],
+    stats: dict[str, InputStats],
+    recipe: Recipe,
+    stored: dict[str, torch.dtype],
+) -> dict[str, float]:
+    """Unit -> strength. Last units first: a fold into up_proj changes the weights that its own unit is smoothed by."""
+    if not recipe.smooths:
+        return {}
+    before = model.apply(layer, index, batches[0])
+    strengths = {}
+    for unit in reversed(units):
+        dtype = stored[f"{unit.fold.producer}.weight"] if unit.fold else torch.float32
+        strengths[unit.name] = smooth(layer, unit, stats[unit.name], recipe.strength, recipe.observer, dtype)
+    change = float((model.apply(layer, index, batches[0]) - before).norm() / before.norm())
+    if not change <= _FOLD_TOLERANCE:
+        raise QuantizeError(
+            f"layer {index}: smoothing changes what it computes by {change:.1e}; this architecture cannot be smoothed so, "
+            "use --method gptq or rtn"
+        )
+    return strengths
+
+
+def _loss(linear: nn.Module, rounded: W8A16Linear, seen: InputStats | None, scale: Tensor) -> float:
+    weight: Tensor = linear.weight
+    if seen is None:
+        return float((round_trip(weight, scale) - weight).square().sum() / weight.square().sum().clamp(min=1e-30))
+    exact = seen.sample @ weight.T
+    got = rounded.activations(seen.sample) @ rounded.weight.T
+    return float((got - exact).square().sum() / exact.square().sum().clamp(min=1e-30))

@@ -1,0 +1,87 @@
+"""quality.json: what an evaluation found, bound to the weights it was found on. Loads neither torch nor transformers.
+
+The file is no signature against an attacker, who could write another. It says which bytes were judged: any change to
+weights or configuration after the evaluation, by accident or by hand, shows.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+QUALITY_FILE = "quality.json"
+FORMAT_VERSION = 1
+_SELF = "digest"
+_PIECE_BYTES = 8 * 2**20
+
+State = Literal["none", "passed", "failed", "stale", "unreadable"]
+
+
+class Standing(NamedTuple):
+    """How a checkpoint stands to its quality.json; `text` is one line for people."""
+
+    state: State
+    text: str
+
+
+def standing(folder: Path) -> Standing:
+    """Read the verdict and compare it with the files, all of whose bytes are hashed. Raises nothing for bad content."""
+    file = folder / QUALITY_FILE
+    if not file.is_file():
+        return Standing("none", f"no {QUALITY_FILE}; `burrstone quantize eval REFERENCE {folder}` writes one")
+    try:
+        quality = json.loads(file.read_text())
+        if quality["format_version"] != FORMAT_VERSION:
+            return Standing(
+                "unreadable", f"{QUALITY_FILE} is of format {quality['format_version']!r}, not {FORMAT_VERSION}"
+            )
+        if quality[_SELF] != _own_digest(quality):
+            return Standing("unreadable", f"{QUALITY_FILE} was changed after it was written; evaluate again")
+        verdict, judged = quality["verdict"], quality["weights_digest"]
+        ratio, mean_kl = quality["perplexity_ratio"], quality["mean_kl"]
+        found = f"perplexity x{float(ratio):.4f}, mean KL {float(mean_kl):.4f} against {quality['reference']['name']}"
+        date = str(quality["date"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Standing(
+            "unreadable", f"{QUALITY_FILE} cannot be read ({type(error).__name__}: {error}); evaluate again"
+        )
+    if weights_digest(folder) != judged:
+        return Standing("stale", f"the verdict of {date} is about other weights or another config.json; evaluate again")
+    if verdict != "pass":
+        return Standing("failed", f"failed on {date}: {found}")
+    return Standing("passed", f"passed on {date}: {found}")
+
+
+def write_quality(folder: Path, quality: dict[str, Any]) -> None:
+    """Write quality.json whole or not at all. `quality` holds what an evaluation found, without the digests."""
+    bound = {"format_version": FORMAT_VERSION, "weights_digest": weights_digest(folder), **quality}
+    text = json.dumps({**bound, _SELF: _own_digest(bound)}, indent=2) + "\n"
+    scratch = folder / f".{QUALITY_FILE}.{os.getpid()}"
+    scratch.write_text(text)
+    os.replace(scratch, folder / QUALITY_FILE)
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over config.json and every safetensors file, by name and content."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(_file_digest, files))
+    whole = hashlib.sha256()
+    for file, digest in zip(files, digests, strict=True):
+        whole.update(f"{file.name}\0{digest}\n".encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def _file_digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as source:
+        while piece := source.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _own_digest(quality: dict[str, Any]) -> str:
+    content = {key: value for key, value in quality.items() if key != _SELF}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,105 @@
+"""SmoothQuant: move the outliers of activations into the weights, where a scale a channel can bear them.
+
+Xiao et al. 2022 (arXiv 2211.10438): y = (x / s) (W s)^T with s_j = max|x_j|^a / max|W_j|^(1-a). The division is folded
+into whatever makes x. The strength `a` is given, or searched for each unit as the one that loses least on real tokens;
+leaving the unit as it is takes part in the search, so that smoothing is never chosen where it hurts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from burrstone.quant.rounding import Observer, round_tokens, round_trip, weight_scale
+from burrstone.quant.structure import Unit, gain_offset
+
+STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_SMALLEST = 1e-5
+
+
+@dataclass(slots=True)
+class InputStats:
+    """Of what a unit reads. absmax: [K]; sample: [tokens, K]; hessian: [K, K], the mean of x x^T, or None."""
+
+    absmax: Tensor
+    sample: Tensor
+    hessian: Tensor | None
+
+    def divide(self, factors: Tensor) -> None:
+        """Channel j of the input is from now on divided by factors[j]."""
+        self.absmax = self.absmax / factors
+        self.sample = self.sample / factors
+        if self.hessian is not None:
+            self.hessian = self.hessian / factors / factors[:, None]
+
+
+@torch.inference_mode()
+def smooth(
+    layer: nn.Module, unit: Unit, stats: InputStats, strength: float | None, observer: Observer, dtype: torch.dtype
+) -> float:
+    """Smooth one unit of a layer in place, and its statistics with it; returns the strength, 0 for left as it was.
+
+    strength: None searches. dtype: what norms' gains are stored in; the factors are chosen so that these are exact.
+    """
+    if unit.fold is None:
+        return 0.0
+    weights = [layer.get_submodule(name).weight for name in unit.linears]
+    source = unit.fold.source.to(stats.absmax.device)
+    if strength is None:
+        strength = _best_strength(weights, stats, source, observer)
+    if strength == 0.0:
+        return 0.0
+    producer = layer.get_submodule(unit.fold.producer)
+    factors = _divide_producer(producer, _factors(weights, stats.absmax, source, strength), dtype)[source]
+    for weight in weights:
+        weight.mul_(factors)
+    stats.divide(factors)
+    return strength
+
+
+def _best_strength(weights: list[Tensor], stats: InputStats, source: Tensor, observer: Observer) -> float:
+    exact = [stats.sample @ weight.T for weight in weights]
+    losses: dict[float, float] = {0.0: _loss(weights, stats.sample, exact, observer)}
+    for strength in STRENGTHS:
+        factors = _factors(weights, stats.absmax, source, strength)[source]
+        losses[strength] = _loss([weight * factors for weight in weights], stats.sample / factors, exact, observer)
+    return min(losses, key=losses.__getitem__)
+
+
+def _loss(weights: list[Tensor], tokens: Tensor, exact: list[Tensor], observer: Observer) -> float:
+    rounded = round_tokens(tokens)
+    return sum(
+        float((rounded @ round_trip(weight, weight_scale(weight, observer)).T - product).square().sum())
+        for weight, product in zip(weights, exact, strict=True)
+    )
+
+
+def _factors(weights: list[Tensor], absmax: Tensor, source: Tensor, strength: float) -> Tensor:
+    """One factor for each row of the producer. Input channels that come from one row share its factor."""
+    rows = int(source.max()) + 1
+    largest_x = torch.zeros(rows, device=absmax.device).scatter_reduce(0, source, absmax, "amax")
+    columns = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
+    largest_w = torch.zeros(rows, device=absmax.device).scatter_reduce(0, source, columns, "amax")
+    factors = largest_x.clamp(min=_SMALLEST) ** strength / largest_w.clamp(min=_SMALLEST) ** (1 - strength)
+    # A channel that nothing flows through, or that nobody reads, stays.
+    return torch.where((largest_x > 0) & (largest_w > 0), factors.clamp(min=_SMALLEST), torch.ones_like(factors))
+
+
+def _divide_producer(producer: nn.Module, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Divide what `producer` makes by the factors; returns those that were really used, [rows].
+
+    A norm's gain is stored in few bits. The quotient is rounded to them first, and the factor is what remains.
+    """
+    bias = getattr(producer, "bias", None)
+    if isinstance(producer, nn.Linear):
+        producer.weight.div_(factors[:, None])
+    else:
+        offset = gain_offset(producer)
+        gain = producer.weight + offset
+        stored = (gain / factors - offset).to(dtype).float()
+        usable = (gain != 0) & (stored + offset != 0)
+        factors = torch.where(usable, gain / torch.where(usable, stored + offset, 1.0), torch.ones_like(gain))
+        producer.weight.copy_(torch.where(usable, stored, producer.weight))
+    if bias is not None:
+        bias.div_(factors)
+    return factors
