@@ -49,6 +49,20 @@ def contenders(say: Callable[[str], None]) -> Iterator[Contenders]:
         yield ports
 
 
+@contextlib.contextmanager
+def served(models: dict[str, str], say: Callable[[str], None]) -> Iterator[dict[str, int]]:
+    """Each model (name -> folder) behind a burrstone of its own; name -> HTTP port. Started one after the other."""
+    with contextlib.ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burrstone-bench-")))
+        ports = {}
+        for name, model in models.items():
+            say(f"starting {name}")
+            ports[name], grpc_port = free_port(), free_port()
+            command, ready = _serve_command(model, ports[name], grpc_port), f"http://127.0.0.1:{ports[name]}/ready"
+            stack.enter_context(_running(name, command, {}, logs / f"{name}.log", ready))
+        yield ports
+
+
 def _commands(ports: Contenders, say: Callable[[str], None]) -> dict[str, tuple[list[str], dict[str, str], str]]:
     """Name -> (command, environment, URL that answers 200 when ready)."""
     config = ServeConfig()
@@ -58,13 +72,20 @@ def _commands(ports: Contenders, say: Callable[[str], None]) -> dict[str, tuple[
     bare += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(ports.bare_port)]
     bare += ["--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory-bytes", str(int(_KV_GIB * 2**30))]
     bare += ["--seed", "0", "--enable-prompt-tokens-details", "--max-logprobs", "20", "--disable-uvicorn-access-log"]
-    ours = [sys.executable, "-m", "burrstone.serving.cli.main", "serve"]
-    ours += ["--http-port", str(ports.http_port), "--grpc-port", str(ports.grpc_port)]
-    ours += ["--max-model-len", str(MAX_MODEL_LEN), "--engine.kv-cache-gib", str(_KV_GIB)]
     return {
         "bare vLLM": (bare, recipe, f"http://127.0.0.1:{ports.bare_port}/health"),
-        "burrstone": (ours, {}, f"http://127.0.0.1:{ports.http_port}/ready"),
+        "burrstone": (
+            _serve_command(config.model, ports.http_port, ports.grpc_port),
+            {},
+            f"http://127.0.0.1:{ports.http_port}/ready",
+        ),
     }
+
+
+def _serve_command(model: str, http_port: int, grpc_port: int) -> list[str]:
+    ours = [sys.executable, "-m", "burrstone.serving.cli.main", "serve", model]
+    ours += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+    return [*ours, "--max-model-len", str(MAX_MODEL_LEN), "--engine.kv-cache-gib", str(_KV_GIB)]
 
 
 @contextlib.contextmanager

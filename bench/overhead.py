@@ -4,41 +4,20 @@ Bare vLLM is loaded twice in every round; the two differ by nothing but chance, 
 """
 
 import asyncio
-import itertools
-import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
-from burrstone.bench.contenders import MODEL, contenders
+from burrstone.bench.contenders import contenders
+from burrstone.bench.machine import machine
 from burrstone.bench.stream_client import GrpcClient, HttpClient, StreamClient
-from burrstone.serving.hardware import detect
+from burrstone.bench.stream_load import Load, Prompts, throughput
 
 CONCURRENCIES = (8, 32)
 _TTFT_REQUESTS = 12
 _TTFT_TOKENS = 4
 _TARGETS = ("bare", "bare again", "http", "grpc")
-_WORDS = [
-    "stone",
-    "mill",
-    "wheel",
-    "river",
-    "grain",
-    "flour",
-    "bread",
-    "oven",
-    "salt",
-    "field",
-    "plough",
-    "seed",
-    "rain",
-    "cloud",
-    "wind",
-    "sun",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +28,10 @@ class OverheadPlan:
     api: str = "chat"
     requests_per_stream: int = 2
     output_tokens: int = 64
+
+    @property
+    def load(self) -> Load:
+        return Load(self.requests_per_stream, self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +84,11 @@ async def _load_in_turns(
     plan: OverheadPlan, connect: Callable[[], dict[str, StreamClient]], say: Callable[[str], None]
 ) -> dict[str, Samples]:
     clients = connect()
-    prompts = _Prompts(plan)
+    prompts = Prompts(plan.api)
     samples = {target: Samples() for target in _TARGETS}
     say("warming up")
     for client in clients.values():
-        await _throughput(client, prompts, plan, max(CONCURRENCIES))
+        await throughput(client, prompts, plan.load, max(CONCURRENCIES))
     for number in range(plan.rounds):
         # Another target goes first each round, so that none always follows the same neighbour.
         shift = number % len(_TARGETS)
@@ -114,45 +97,15 @@ async def _load_in_turns(
             client, found = clients[target], samples[target]
             found.ttft_p50_ms.append(await _ttft_p50_ms(client, prompts))
             for streams in CONCURRENCIES:
-                found.tokens_per_s[streams].append(await _throughput(client, prompts, plan, streams))
+                found.tokens_per_s[streams].append(await throughput(client, prompts, plan.load, streams))
     for client in clients.values():
         await client.close()
     return samples
 
 
-class _Prompts:
-    """Bodies whose prompts differ from their first word on, so that no prefix is cached."""
-
-    def __init__(self, plan: OverheadPlan) -> None:
-        self._numbers = itertools.count()
-        self._chat = plan.api == "chat"
-
-    def body(self, max_tokens: int) -> dict[str, Any]:
-        number = next(self._numbers)
-        words = " ".join(_WORDS[(number * 7 + i * (1 + number % 13)) % len(_WORDS)] for i in range(24))
-        text = f"{number}: {words}"
-        prompt = {"messages": [{"role": "user", "content": text}]} if self._chat else {"prompt": text}
-        return {"model": MODEL, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True} | prompt
-
-
-async def _ttft_p50_ms(client: StreamClient, prompts: _Prompts) -> float:
+async def _ttft_p50_ms(client: StreamClient, prompts: Prompts) -> float:
     times_ms = [1000 * (await client.stream(prompts.body(_TTFT_TOKENS))).first_s for _ in range(_TTFT_REQUESTS)]
     return statistics.median(times_ms)
-
-
-async def _throughput(client: StreamClient, prompts: _Prompts, plan: OverheadPlan, streams: int) -> float:
-    """Output tokens per second of `streams` clients, each with its requests one after the other."""
-
-    async def one_client() -> None:
-        for _ in range(plan.requests_per_stream):
-            answer = await client.stream(prompts.body(plan.output_tokens))
-            if answer.num_tokens != plan.output_tokens:
-                raise RuntimeError(f"an answer of {plan.output_tokens} tokens has {answer.num_tokens}")
-
-    loop = asyncio.get_running_loop()
-    started_s = loop.time()
-    await asyncio.gather(*(one_client() for _ in range(streams)))
-    return streams * plan.requests_per_stream * plan.output_tokens / (loop.time() - started_s)
 
 
 def summarize(plan: OverheadPlan, samples: dict[str, Samples]) -> Overhead:
@@ -192,28 +145,13 @@ def summarize(plan: OverheadPlan, samples: dict[str, Samples]) -> Overhead:
 
 
 def _setting(plan: OverheadPlan) -> dict[str, Any]:
-    hardware = detect()
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "profile": hardware.profile,
-        "cores": len(hardware.cores),
-        "amx": hardware.amx,
-        "gpus": list(hardware.gpus),
-        "python": platform.python_version(),
-        "vllm": _vllm_version(),
-        "ray": version("ray"),
+    return machine() | {
         "model": "smollm2-135m-instruct",
         "api": plan.api,
         "rounds": plan.rounds,
         "output_tokens": plan.output_tokens,
         "requests_per_stream": plan.requests_per_stream,
     }
-
-
-def _vllm_version() -> str:
-    import vllm
-
-    return str(vllm.__version__)
 
 
 def table(result: Overhead) -> str:

@@ -90,8 +90,9 @@ def refuse_unsupported(config: dict[str, Any], where: Path) -> None:
 def _tensor_files(folder: Path) -> dict[str, Path]:
     """Tensor -> its file; every file's header has been read."""
     index = folder / INDEX_FILE
+    weight_map: dict[str, str] = {}
     if index.is_file():
-        weight_map = _read_object(index).get("weight_map")
+        weight_map = _read_object(index).get("weight_map") or {}
         if not isinstance(weight_map, dict) or not weight_map:
             raise BadCheckpoint(f"{index} has no weight_map")
         files = [folder / str(name) for name in sorted(set(weight_map.values()))]
@@ -103,7 +104,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     for file in files:
         with _opened(file) as opened:
             found |= dict.fromkeys(opened.keys(), file)
-    if index.is_file() and (missing := sorted(set(weight_map) - set(found))):
+    if missing := sorted(set(weight_map) - set(found)):
         raise BadCheckpoint(f"{index} names {missing[0]} and {len(missing) - 1} more tensors that no file holds")
     return found
 

@@ -117,7 +117,8 @@ class Evaluation:
                 for number, case in enumerate(self._data.cases)
             ]
             task = np.array(right, dtype=np.float64)
-        return Measured(*rows.T, task=task)
+        nll_reference, nll_candidate, kl, agreement = rows.T
+        return Measured(nll_reference, nll_candidate, kl, agreement, task)
 
     def _pairs(self, run: _Run) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Tokens [length] of each row, and both models' logits [length, vocabulary]."""

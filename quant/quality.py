@@ -1,7 +1,7 @@
 """quality.json: what an evaluation found, bound to the weights it was found on. Loads neither torch nor transformers.
 
 The file is no signature against an attacker, who could write another. It says which bytes were judged: any change to
-weights or configuration after the evaluation, by accident or by hand, shows.
+weights, configuration or tokenizer after the evaluation, by accident or by hand, shows.
 """
 
 import hashlib
@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 QUALITY_FILE = "quality.json"
 FORMAT_VERSION = 1
 _SELF = "digest"
+# What tells of a checkpoint and may change without changing it.
+_ABOUT = (QUALITY_FILE, "README.md")
 _PIECE_BYTES = 8 * 2**20
 
 State = Literal["none", "passed", "failed", "stale", "unreadable"]
@@ -48,7 +50,9 @@ def standing(folder: Path) -> Standing:
             "unreadable", f"{QUALITY_FILE} cannot be read ({type(error).__name__}: {error}); evaluate again"
         )
     if weights_digest(folder) != judged:
-        return Standing("stale", f"the verdict of {date} is about other weights or another config.json; evaluate again")
+        return Standing(
+            "stale", f"the verdict of {date} is about other weights, configuration or tokenizer; evaluate again"
+        )
     if verdict != "pass":
         return Standing("failed", f"failed on {date}: {found}")
     return Standing("passed", f"passed on {date}: {found}")
@@ -64,8 +68,12 @@ def write_quality(folder: Path, quality: dict[str, Any]) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 over config.json and every safetensors file, by name and content."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+    """sha256 over the checkpoint's files, tokenizer and templates included, by name and content; not over what tells of it."""
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file() and file.name not in _ABOUT and not file.name.startswith(".")
+    )
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = list(pool.map(_file_digest, files))
     whole = hashlib.sha256()

@@ -18,12 +18,14 @@ def build(
     environment: Mapping[str, str],
     authenticator: Authenticator,
     *,
+    judged_stamp: str | None = None,
     num_gpus: int = 0,
     node_ip: str | None = None,
 ) -> serve.Application:
     """One engine replica that Serve health-checks and replaces, on the node of `node_ip` or on any.
 
     `environment` is set before its process starts; `authenticator` carries digests of keys, never keys.
+    `judged_stamp` is that of the model's files whose verdict the caller has seen.
     """
     replica = config.replica
     application: serve.Application = (
@@ -45,6 +47,6 @@ def build(
                 "runtime_env": {"env_vars": dict(environment)},
             },
         )
-        .bind(config.model_dump_json(), authenticator)
+        .bind(config.model_dump_json(), authenticator, judged_stamp)
     )
     return application

@@ -22,6 +22,7 @@ from burrstone.serving.engine.cpu import check_cpu, kv_cache_bytes
 from burrstone.serving.engine.scheduling.options import SchedulerOptions
 from burrstone.serving.hardware import detect
 from burrstone.serving.metrics import ApiMetrics, EngineMetrics, SchedulerMetrics
+from burrstone.serving.verdict import examine_again
 
 log = logging.getLogger("burrstone.engine")
 _WARM_UP_META = RequestMeta(request_id="warm-up", tenant="burrstone")
@@ -50,15 +51,19 @@ class Engine:
 
 
 async def start_engine(
-    config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics, registry: CollectorRegistry
+    config: ServeConfig,
+    lifecycle: Lifecycle,
+    metrics: ApiMetrics,
+    registry: CollectorRegistry,
+    judged_stamp: str | None = None,
 ) -> Engine:
     """Load, compile, warm up. The event loop stays free, so that /health and /ready answer meanwhile.
 
-    `config.profile` is a real one, not `auto`.
+    `config.profile` is a real one, not `auto`. `judged_stamp`: see `examine_again`, which may refuse the model.
     """
     started_s = time.monotonic()
     with _without_collections():
-        engine = await _start(config, lifecycle, metrics, registry)
+        engine = await _start(config, lifecycle, metrics, registry, judged_stamp)
     log.info("engine ready in %.1f s", time.monotonic() - started_s)
     return engine
 
@@ -75,7 +80,13 @@ def _without_collections() -> Iterator[None]:
         gc.enable()
 
 
-async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics, registry: CollectorRegistry) -> Engine:
+async def _start(
+    config: ServeConfig,
+    lifecycle: Lifecycle,
+    metrics: ApiMetrics,
+    registry: CollectorRegistry,
+    judged_stamp: str | None,
+) -> Engine:
     lifecycle.detail = "importing vLLM"
     if config.profile == "cpu" and config.engine.kind == "vllm":
         forkserver.start()
@@ -89,6 +100,7 @@ async def _start(config: ServeConfig, lifecycle: Lifecycle, metrics: ApiMetrics,
 
     lifecycle.detail = "loading the model"
     model = await asyncio.to_thread(models.resolve_model, config.model, config.cache_dir.expanduser())
+    await asyncio.to_thread(examine_again, config, model, judged_stamp, log.info)
     kv_bytes = await asyncio.to_thread(_kv_cache_bytes, config, model.config)
     engine_args = arguments.engine_arguments(config, model, kv_cache_bytes=kv_bytes)
     lifecycle.detail = "starting the engine: loading weights, compiling"

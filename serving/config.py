@@ -64,7 +64,9 @@ class EngineConfig(_Section):
     enable_prefix_caching: bool = Field(True, description="Reuse the KV cache of equal prompt prefixes.")
     enable_chunked_prefill: bool = Field(True, description="Split long prefills so that decoding never waits.")
     kv_cache_gib: float | None = Field(None, gt=0, description="KV cache memory in GiB; sized from the machine.")
-    kv_cache_dtype: str = Field("auto", description="KV cache type; int8 types are refused on the CPU.")
+    kv_cache_dtype: str = Field(
+        "auto", description="KV cache type; `auto`: the checkpoint's, else the model's. No int8 on the CPU."
+    )
     quantization: str | None = Field(None, description="Override; normally read from the checkpoint.")
     enforce_eager: bool = Field(False, description="No compilation: slower, but starts sooner.")
     speculative: SpeculativeConfig | None = Field(None, description="Speculative decoding; off when absent.")
@@ -252,6 +254,9 @@ class ServeConfig(_Section):
     profile: Profile = Field("auto", description="Hardware profile; `auto` looks at the machine.")
     trust_remote_code: Literal[False] = Field(False, description="Code from a model repository is never run.")
     cache_dir: Path = Field(Path("~/.cache/burrstone"), description="Converted models and compiled artifacts.")
+    require_verdict: bool = Field(
+        False, description="Serve only a model folder whose evaluation has passed, on the very files that are there."
+    )
     unknown_fields: Literal["reject", "ignore"] = Field(
         "reject",
         description="Request fields we do not know: 400, or `ignore` those of the body's top level; the log names them.",

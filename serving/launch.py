@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from burrstone.serving.auth import Authenticator
-from burrstone.serving.config import ConfigError, ServeConfig
+from burrstone.serving.config import EMBEDDED_MODEL, ConfigError, ServeConfig
 from burrstone.serving.engine.cpu import check_cpu, cpu_environment
 from burrstone.serving.engine.environment import shared_environment
+from burrstone.serving.engine.kv_cache import kv_cache_dtype
+from burrstone.serving.engine.models import ResolvedModel
 from burrstone.serving.engine.scheduling.options import SchedulerOptions
 from burrstone.serving.hardware import Hardware
 
@@ -51,18 +53,25 @@ class DeployState:
 class Cluster:
     """One application on one Ray Serve instance. RAY_ADDRESS joins a running cluster; otherwise Ray starts here."""
 
-    def __init__(self, config: ServeConfig, hardware: Hardware, authenticator: Authenticator) -> None:
+    def __init__(
+        self, config: ServeConfig, hardware: Hardware, authenticator: Authenticator, model: ResolvedModel
+    ) -> None:
+        """`model` is what `config.model` means here. Raises ConfigError for what cannot work."""
         # Decided once, here: what the replica is given must fit what it then does.
-        self._config = config.model_copy(update={"profile": _profile(config, hardware)})
+        self._config = config.model_copy(
+            update={"profile": _profile(config, hardware), "model": _whereabouts(config, model)}
+        )
+        kv_cache_dtype(self._config, model.config)  # the replica asks again, but only once Ray runs
         self._environment = engine_environment(self._config, hardware)
         self._authenticator = authenticator
         self._deployed = False
         self.joined = bool(os.environ.get("RAY_ADDRESS"))
         self._session_dir: str | None = None
 
-    def start(self) -> None:
+    def start(self, judged_stamp: str | None) -> None:
         """Start Ray if need be and deploy. Returns before the engine is ready; watch /ready and state().
 
+        `judged_stamp` is of the model's files whose verdict was looked at, so that the replica need not read them again.
         Raises ConfigError when the cluster that was joined runs a server of ours already.
         """
         wanted = _RAY_ENVIRONMENT
@@ -105,6 +114,7 @@ class Cluster:
             self._config,
             self._environment,
             self._authenticator,
+            judged_stamp=judged_stamp,
             num_gpus=num_gpus(self._config),
             # The listeners are on this machine's addresses, so the replica must be on this machine.
             node_ip=ray.util.get_node_ip_address() if self.joined else None,
@@ -178,3 +188,8 @@ def engine_environment(config: ServeConfig, hardware: Hardware) -> Mapping[str, 
 
 def _profile(config: ServeConfig, hardware: Hardware) -> str:
     return hardware.profile if config.profile == "auto" else config.profile
+
+
+def _whereabouts(config: ServeConfig, model: ResolvedModel) -> str:
+    """The model by a name that means the same in the replica, whose working directory may be another."""
+    return config.model if config.model == EMBEDDED_MODEL else model.path

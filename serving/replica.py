@@ -31,7 +31,9 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 class EngineReplica:
     """Listens from its first moment (503 while starting), then serves until drained."""
 
-    async def __init__(self, config_json: str, authenticator: Authenticator) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config_json: str, authenticator: Authenticator, judged_stamp: str | None = None
+    ) -> None:
         config = ServeConfig.model_validate_json(config_json)
         _configure_logging(config)
         self._config = config
@@ -43,7 +45,7 @@ class EngineReplica:
         check_bind(config.http.host, authenticator)
         await self._listen(config, metrics, authenticator)
         try:
-            self._engine = await start_engine(config, self._lifecycle, metrics, REGISTRY)
+            self._engine = await start_engine(config, self._lifecycle, metrics, REGISTRY, judged_stamp)
         except BaseException:
             await self._close_listeners()
             raise

@@ -46,8 +46,17 @@ VLLM_IMPORTERS = {
         "vllm.v1.kv_cache_interface",
         "vllm.v1.request",
     },
+    # The same for the quantization wing, which serving's module would bring the request wing to.
+    "burrstone.quant.vllm_compat": {
+        "vllm.model_executor.layers.fused_moe",
+        "vllm.model_executor.layers.linear",
+        "vllm.model_executor.layers.quantization",
+        "vllm.model_executor.layers.vocab_parallel_embedding",
+        "vllm.model_executor.parameter",
+        "vllm.platforms",
+    },
     # The public version; and bare vLLM's server, started as a command.
-    "burrstone.bench.overhead": {"vllm"},
+    "burrstone.bench.machine": {"vllm"},
     # Its public offline API.
     "burrstone.bench.live_engine": {"vllm"},
     "burrstone.bench.contenders": {"vllm.entrypoints.launchers.api_server.entry"},

@@ -8,7 +8,8 @@ from importlib.metadata import entry_points, version
 from burrstone.batching.errors import UsageError
 from burrstone.serving.cli import config, doctor, serve
 from burrstone.serving.cli.flags import nearest_flag
-from burrstone.serving.config import ConfigError
+from burrstone.serving.config import EMBEDDED_MODEL, ConfigError, ServeConfig
+from burrstone.serving.engine.models import embedded_model
 
 EXIT_CONFIG = 2
 # Rooms that serving knows nothing of add their commands through entry points of this group.
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments, unknown = build_parser().parse_known_args(given)
     arguments.command_line = shlex.join(["burrstone", *given])
+    arguments.find_model = _find_model
     try:
         if unknown:
             # A command that is no server's tells which flags it has.
@@ -46,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"burrstone: {error}", file=sys.stderr)
         return EXIT_CONFIG
     return code
+
+
+def _find_model(name: str) -> str:
+    """For commands of other rooms, which know models by folder or hub id: where the embedded model lies."""
+    return str(embedded_model(ServeConfig().cache_dir.expanduser())) if name == EMBEDDED_MODEL else name
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import signal
 import ssl
@@ -9,6 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 from burrstone.serving.auth import Authenticator, check_bind, check_tenants, load_keys
@@ -19,6 +21,7 @@ from burrstone.serving.edges.http_server import bind
 from burrstone.serving.engine.models import ResolvedModel, resolve_model
 from burrstone.serving.hardware import detect
 from burrstone.serving.launch import Cluster
+from burrstone.serving.verdict import Verdict, examine, shown, warning
 
 _POLL_S = 0.25
 _EXIT_INTERRUPTED = 130
@@ -48,18 +51,21 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _serve(config: ServeConfig, authenticator: Authenticator) -> int:
     stop = threading.Event()
-    _handle_signals(stop)
+    _handle_signals(_quit)
     with Progress() as progress:
         progress.say("looking at the hardware")
         hardware = detect()
         model = resolve_model(config.model, config.cache_dir.expanduser(), progress.say)
-        cluster = Cluster(config, hardware, authenticator)
+        cluster = Cluster(config, hardware, authenticator, model)
         if not cluster.joined:
             _check_ports(config)
+        verdict = _verdict(config, model, progress)
+        drain_or_quit = functools.partial(_stop_or_quit, stop)
         try:
+            _handle_signals(drain_or_quit)
             progress.say("starting Ray Serve")
-            cluster.start()
-            _handle_signals(stop)  # Ray has put a SIGTERM handler of its own in place, which drains nothing
+            cluster.start(verdict.stamp)
+            _handle_signals(drain_or_quit)  # Ray has put a SIGTERM handler of its own in place, which drains nothing
             started = _wait_ready(config, cluster, progress, stop)
         except BaseException:
             _stop_at_once(cluster)
@@ -67,8 +73,17 @@ def _serve(config: ServeConfig, authenticator: Authenticator) -> int:
     if not started:
         _stop_at_once(cluster)
         return 1 if not stop.is_set() else _EXIT_INTERRUPTED
-    print(_greeting(config, model, progress.elapsed_s), flush=True)
+    print(_greeting(config, model, verdict, progress.elapsed_s), flush=True)
     return _serve_until(stop, config, cluster)
+
+
+def _verdict(config: ServeConfig, model: ResolvedModel, progress: Progress) -> Verdict:
+    """Last of the checks, as it may read all the weights. Warns, or raises ConfigError, as the configuration has it."""
+    verdict = examine(config, model, progress.say)
+    doubt = warning(verdict, model)
+    if doubt is not None:
+        print(f"burrstone: warning: {doubt}", file=sys.stderr, flush=True)
+    return verdict
 
 
 def _wait_ready(config: ServeConfig, cluster: Cluster, progress: Progress, stop: threading.Event) -> bool:
@@ -142,13 +157,14 @@ def _address(host: str, port: int) -> str:
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
 
 
-def _greeting(config: ServeConfig, model: ResolvedModel, elapsed_s: float) -> str:
+def _greeting(config: ServeConfig, model: ResolvedModel, verdict: Verdict, elapsed_s: float) -> str:
     name = (config.served_names or model.served_names)[0]
     guarded = bool(load_keys(config.auth).keys)
     curl_key = " -H 'Authorization: Bearer YOUR_KEY'" if guarded else ""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Say hello."}]})
     lines = [
         f"burrstone serves {name} (ready after {elapsed_s:.0f} s). Ctrl-C drains and stops.",
+        *([] if (line := shown(verdict, model)) is None else [f"verdict    {line}"]),
         "",
         f"HTTP   {base_url(config)}/v1   (docs: {base_url(config)}/docs)",
         f"  curl {base_url(config)}/v1/chat/completions{curl_key} -H 'Content-Type: application/json' -d '{body}'",
@@ -186,9 +202,9 @@ def _serve_until(stop: threading.Event, config: ServeConfig, cluster: Cluster) -
     return 0 if finished else 1
 
 
-def _handle_signals(stop: threading.Event) -> None:
+def _handle_signals(handle: Callable[[], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _stop_or_quit(stop))
+        signal.signal(number, lambda *_: handle())
 
 
 def _stop_at_once(cluster: Cluster) -> None:
@@ -196,6 +212,11 @@ def _stop_at_once(cluster: Cluster) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     cluster.stop()
+
+
+def _quit() -> None:
+    """Nothing runs yet that would have to be stopped in order."""
+    raise KeyboardInterrupt
 
 
 def _stop_or_quit(stop: threading.Event) -> None:

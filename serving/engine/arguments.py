@@ -7,6 +7,7 @@ from typing import Any
 
 from burrstone.serving.config import ConfigError, EngineConfig, ServeConfig
 from burrstone.serving.engine import vllm_compat as vllm
+from burrstone.serving.engine.kv_cache import kv_cache_dtype
 from burrstone.serving.engine.models import ResolvedModel, default_tool_parser
 from burrstone.serving.engine.scheduling.options import SCHEDULER_CLS
 
@@ -34,7 +35,11 @@ _OWN_KEY = {
 
 
 def engine_arguments(config: ServeConfig, model: ResolvedModel, *, kv_cache_bytes: int | None) -> Any:
-    """vLLM's AsyncEngineArgs. Raises ConfigError for a vllm_args key that vLLM does not have or that we keep closed."""
+    """vLLM's AsyncEngineArgs. `config.profile` is a real one.
+
+    Raises ConfigError for a vllm_args key that vLLM does not have or that we keep closed, and for a KV cache that the
+    checkpoint asks for and the profile does not have.
+    """
     engine = config.engine
     arguments: dict[str, Any] = {
         "model": model.path,
@@ -44,7 +49,7 @@ def engine_arguments(config: ServeConfig, model: ResolvedModel, *, kv_cache_byte
         "tensor_parallel_size": engine.tensor_parallel_size,
         "enable_prefix_caching": engine.enable_prefix_caching,
         "enable_chunked_prefill": engine.enable_chunked_prefill,
-        "kv_cache_dtype": engine.kv_cache_dtype,
+        "kv_cache_dtype": kv_cache_dtype(config, model.config),
         "enforce_eager": engine.enforce_eager,
         "max_logprobs": config.limits.max_logprobs,
         "disable_log_stats": False,

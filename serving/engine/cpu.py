@@ -75,11 +75,21 @@ def check_cpu(config: ServeConfig, hardware: Hardware) -> None:
         raise ConfigError(
             f"engine.kv_cache_gib asks for {gib:g} GiB but {hardware.memory_bytes / 2**30:.1f} GiB are free; lower it"
         )
-    if config.engine.kv_cache_dtype.startswith(("int8", "int4")):
+    if wrong_on_cpu(config.engine.kv_cache_dtype):
         raise ConfigError(
             f"engine.kv_cache_dtype {config.engine.kv_cache_dtype!r} crashes or gives wrong answers on the CPU; "
             "use auto or fp8"
         )
+    if config.engine.dtype == "float32" and config.engine.kv_cache_dtype in ("bfloat16", "float16"):
+        raise ConfigError(
+            f"engine.kv_cache_dtype {config.engine.kv_cache_dtype!r} gives wrong answers on the CPU with engine.dtype "
+            "float32; use auto or fp8"
+        )
+
+
+def wrong_on_cpu(kv_cache_dtype: str) -> bool:
+    """Whether vLLM takes this type on the CPU without an error and then crashes or computes wrong answers."""
+    return kv_cache_dtype.startswith(("int8", "int4"))
 
 
 def libiomp5() -> Path | None:

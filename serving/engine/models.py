@@ -46,6 +46,12 @@ class ResolvedModel:
     served_names: tuple[str, ...]
     config: dict[str, Any]
 
+    @property
+    def folder(self) -> Path | None:
+        """None for a hub id."""
+        folder = Path(self.path)
+        return folder if folder.is_dir() else None
+
 
 def resolve_model(name: str, cache_dir: Path, say: Callable[[str], None] = lambda _: None) -> ResolvedModel:
     """The embedded model, a local folder or a hub id. Raises ConfigError for one that holds no model we may serve."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 import yaml
 from processes import Family, closed, launched, wait_served

@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 
 from burrstone.serving.auth import Authenticator
-from burrstone.serving.config import ConfigError, ServeConfig
+from burrstone.serving.config import EMBEDDED_MODEL, ConfigError, ServeConfig
+from burrstone.serving.engine.models import ResolvedModel
 from burrstone.serving.hardware import Hardware
 from burrstone.serving.launch import Cluster, engine_environment, num_gpus
+
+MODEL = ResolvedModel("/m", ("m",), {})
 
 
 def machine(profile: str) -> Hardware:
@@ -51,4 +54,27 @@ def test_an_empty_address_is_no_cluster(monkeypatch: pytest.MonkeyPatch, address
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
-    assert Cluster(config(), machine("cpu"), Authenticator(())).joined is joined
+    assert Cluster(config(), machine("cpu"), Authenticator(()), MODEL).joined is joined
+
+
+def test_a_checkpoint_for_int8_kv_is_refused_on_the_cpu_before_anything_starts() -> None:
+    """Whatever `auto` finds: the machine's profile counts."""
+    int8 = ResolvedModel("/m", ("m",), {"burrstone": {"kv_cache_dtype": "int8_per_token_head"}})
+    with pytest.raises(ConfigError, match="computes wrong output"):
+        Cluster(config(), machine("cpu"), Authenticator(()), int8)
+    Cluster(config(), machine("cuda"), Authenticator(()), int8)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "given"),
+    [
+        ("./m", "/models/m", "/models/m"),
+        ("owner/name", "/models/owner/name", "/models/owner/name"),
+        ("owner/name", "owner/name", "owner/name"),
+        (EMBEDDED_MODEL, "/cache/models/embedded", EMBEDDED_MODEL),
+    ],
+)
+def test_a_name_means_the_same_model_in_the_replica(name: str, path: str, given: str) -> None:
+    """It may run in another working directory, as in a cluster that was joined."""
+    cluster = Cluster(config(model=name), machine("cpu"), Authenticator(()), ResolvedModel(path, ("m",), {}))
+    assert cluster._config.model == given

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from leaving import WAYS
 from reading import open_grpc_stream, open_stream, read_bytes

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from waiting import wait_until
 
 from burrstone.bench.contenders import free_port
@@ -82,15 +82,18 @@ class Family(Server):
 
 
 @contextlib.contextmanager
-def launched(log: Path, *flags: str, environ: dict[str, str] | None = None) -> Iterator[Family]:
+def launched(
+    log: Path, *flags: str, environ: dict[str, str] | None = None, directory: Path | None = None
+) -> Iterator[Family]:
     """`burrstone serve FLAGS` on free ports, just started. Whatever of it is left at the end is killed."""
     mark = uuid.uuid4().hex
     http_port, grpc_port = free_port(), free_port()
     command = [sys.executable, "-m", "burrstone.serving.cli.main", "serve"]
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port), *flags]
     with log.open("wb") as output:
+        environment = os.environ | (environ or {}) | {_MARK: mark}
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | (environ or {}) | {_MARK: mark}, process_group=0
+            command, stdout=output, stderr=output, env=environment, cwd=directory, process_group=0
         )
     try:
         yield Family(http_port, grpc_port, process, log, mark)

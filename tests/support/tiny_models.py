@@ -24,7 +24,9 @@ _SIZES: dict[str, Any] = {
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
-def tiny_model(folder: Path, model_type: str = "llama", *, seed: int = 0, dtype: str = "bfloat16", **changes: Any) -> Path:
+def tiny_model(
+    folder: Path, model_type: str = "llama", *, seed: int = 0, dtype: str = "bfloat16", **changes: Any
+) -> Path:
     """A random model of an architecture that transformers knows ("llama", "qwen2", "gemma3_text", ...) in `folder`."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **_SIZES | changes)

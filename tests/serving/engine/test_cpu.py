@@ -76,6 +76,15 @@ def test_int8_kv_is_refused(dtype: str) -> None:
         check_cpu(config(kv_cache_dtype=dtype), MACHINE)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_kv_cache_of_16_bits_is_refused_beside_32(dtype: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"engine\.kv_cache_dtype '{dtype}' .* engine\.dtype float32; use auto or fp8"
+    ):
+        check_cpu(config(kv_cache_dtype=dtype, dtype="float32"), MACHINE)
+    check_cpu(config(kv_cache_dtype="fp8", dtype="float32"), MACHINE)
+
+
 @pytest.mark.parametrize("dtype", ["auto", "fp8", "bfloat16"])
 def test_other_kv_types_are_taken(dtype: str) -> None:
     check_cpu(config(kv_cache_dtype=dtype), MACHINE)

@@ -1,0 +1,110 @@
+"""What INT8 brings on this machine: the same model served as bfloat16 and as W8A8, loaded in turns.
+
+bfloat16 is loaded twice in every round; how far it is from itself is the noise. How a checkpoint was rounded does not
+change its speed, so it is made by the quickest method unless one is given.
+"""
+
+import asyncio
+import contextlib
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from burrstone.bench.contenders import served
+from burrstone.bench.machine import machine
+from burrstone.bench.stream_client import HttpClient
+from burrstone.bench.stream_load import Load, Prompts, throughput
+from burrstone.serving.config import ServeConfig
+from burrstone.serving.engine.models import resolve_model
+
+# Streams -> how many times as fast as bfloat16 it is to be.
+GOALS = {1: 1.5, 32: 1.2}
+_TURNS = ("bf16", "int8", "bf16 again")
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Plan:
+    """`checkpoint`: an INT8 checkpoint of the embedded model; None makes one. A stream alone makes more requests."""
+
+    rounds: int = 7
+    output_tokens: int = 64
+    quantize_lm_head: bool = False
+    checkpoint: Path | None = None
+
+    def load(self, streams: int) -> Load:
+        return Load(4 if streams == 1 else 2, self.output_tokens)
+
+
+def measure_int8(plan: Int8Plan, say: Callable[[str], None]) -> dict[str, Any]:
+    """Raises RuntimeError when a server does not start."""
+    reference = resolve_model(ServeConfig().model, ServeConfig().cache_dir.expanduser(), say).path
+    with _int8_copy(plan, reference, say) as candidate, served({"bf16": reference, "int8": candidate}, say) as ports:
+        found = asyncio.run(_in_turns(plan, ports, say))
+    return summarize(plan, found)
+
+
+def summarize(plan: Int8Plan, found: dict[str, dict[int, list[float]]]) -> dict[str, Any]:
+    """found: turn -> streams -> tokens per second of each round. Each round is compared with its own bfloat16."""
+    rows: dict[str, Any] = {}
+    for streams, goal in GOALS.items():
+        rounds = list(zip(*(found[turn][streams] for turn in _TURNS), strict=True))
+        ratios = [2 * int8 / (bf16 + again) for bf16, int8, again in rounds]
+        value = round(statistics.median(ratios), 3)
+        rows[f"tokens_per_s_ratio_{streams}"] = {
+            "value": value,
+            "goal": f">= {goal}",
+            "ok": value >= goal,
+            "rounds": [round(ratio, 3) for ratio in ratios],
+            "noise": round(statistics.median(abs(bf16 / again - 1) for bf16, _, again in rounds), 3),
+            "tokens_per_s": {turn: round(statistics.median(found[turn][streams]), 1) for turn in _TURNS},
+        }
+    rows["setting"] = machine() | {
+        "model": "smollm2-135m-instruct",
+        "rounds": plan.rounds,
+        "output_tokens": plan.output_tokens,
+        "quantize_lm_head": plan.quantize_lm_head,
+    }
+    return rows
+
+
+@contextlib.contextmanager
+def _int8_copy(plan: Int8Plan, reference: str, say: Callable[[str], None]) -> Iterator[str]:
+    if plan.checkpoint is not None:
+        yield str(plan.checkpoint)
+        return
+    # Loaded only here: the quantizer brings torch and transformers along.
+    from burrstone.quant.checkpoint import Checkpoint
+    from burrstone.quant.job import Job
+    from burrstone.quant.progress import SilentBar
+    from burrstone.quant.recipe import Recipe
+
+    with tempfile.TemporaryDirectory(prefix="burrstone-int8-") as folder:
+        say("making the INT8 checkpoint")
+        recipe = Recipe(method="rtn", quantize_lm_head=plan.quantize_lm_head)
+        out = Path(folder) / "int8"
+        Job(Checkpoint(Path(reference)), out, recipe, None, SilentBar()).run()
+        yield str(out)
+
+
+async def _in_turns(
+    plan: Int8Plan, ports: dict[str, int], say: Callable[[str], None]
+) -> dict[str, dict[int, list[float]]]:
+    prompts = Prompts("chat")
+    clients = {turn: HttpClient(ports[turn.split()[0]], "chat") for turn in _TURNS}
+    found: dict[str, dict[int, list[float]]] = {turn: {streams: [] for streams in GOALS} for turn in _TURNS}
+    say("warming up")
+    for client in clients.values():
+        await throughput(client, prompts, plan.load(32), 32)
+    for number in range(plan.rounds):
+        # Another one goes first each round, so that none always follows the same neighbour.
+        shift = number % len(_TURNS)
+        for turn in _TURNS[shift:] + _TURNS[:shift]:
+            say(f"round {number + 1} of {plan.rounds}: {turn}")
+            for streams in GOALS:
+                found[turn][streams].append(await throughput(clients[turn], prompts, plan.load(streams), streams))
+    for client in clients.values():
+        await client.close()
+    return found
