@@ -24,7 +24,9 @@ _RUNS_ON = {
 }
 
 
-def command_line(source: str, out: str, recipe: Recipe, tokens: Tokens | None) -> str:
+def command_line(
+    source: str, out: str, recipe: Recipe, tokens: Tokens | None, until: dict[str, Any] | None = None
+) -> str:
     """The command that makes the same bytes from the same source, data, versions and number of threads."""
     words = ["burrstone", "quantize", source, "-o", out, "--scheme", recipe.schemes]
     if recipe.scheme is not None:
@@ -38,8 +40,16 @@ def command_line(source: str, out: str, recipe: Recipe, tokens: Tokens | None) -
     if recipe.quantize_lm_head:
         words += ["--quantize-lm-head"]
     if tokens is not None and recipe.needs_data:
-        rows, length = tokens.rows.shape
-        words += ["--calibration", tokens.name, "--rows", str(rows), "--row-tokens", str(length)]
+        words += ["--calibration", tokens.name]
+    if until is not None:
+        words += ["--mixed-precision", until["text"]["name"]]
+        words += ["--cases", until["cases"]] if until["cases"] is not None else []
+        for name, flag in (("perplexity", "perplexity"), ("mean_kl", "kl"), ("task", "task")):
+            words += [f"--margin-{flag}", str(until["margins"][name])]
+    if recipe.needs_data or until is not None:
+        # One pair of flags for both texts; they are cut alike unless a program asked otherwise.
+        rows, length = tokens.rows.shape if tokens is not None and recipe.needs_data else (until or {})["text"]["shape"]
+        words += ["--rows", str(rows), "--row-tokens", str(length)]
     return shlex.join(words)
 
 
@@ -69,7 +79,7 @@ def model_card(
         "## How to make it again",
         "",
         "```",
-        command_line(name, f"{name}-{recipe.schemes}", recipe, tokens),
+        command_line(name, f"{name}-{recipe.schemes}", recipe, tokens, run.get("until")),
         "```",
         "",
         f"- Source: {name}, weights and configuration `{run['source_digest']}`",
@@ -94,7 +104,7 @@ def loss_table(worst: list[dict[str, Any]]) -> str:
 
 def with_verdict(card: str, text: str) -> str:
     """The card with another verdict in it; a card without a place for one gets it at the end."""
-    before, start, rest = card.partition(VERDICT_START)
+    before, start, rest = card.rpartition(VERDICT_START)
     _, end, after = rest.partition(VERDICT_END)
     if not start or not end:
         return f"{card.rstrip()}\n\n## Verdict\n\n{VERDICT_START}\n{text}\n{VERDICT_END}\n"
@@ -104,7 +114,9 @@ def with_verdict(card: str, text: str) -> str:
 def record_quality(folder: Path, quality: dict[str, Any]) -> None:
     """Write quality.json, and the verdict into the card."""
     card = folder / "README.md"
-    text = with_verdict(card.read_text() if card.exists() else f"# {folder.name}\n", summary(quality))
+    text = with_verdict(
+        card.read_text(encoding="utf-8", errors="replace") if card.exists() else f"# {folder.name}\n", summary(quality)
+    )
     scratch = folder / f".README.md.{os.getpid()}"
     scratch.write_text(text)
     os.replace(scratch, card)

@@ -1,5 +1,7 @@
 """A user's own task: questions with choices, or prompts with the completion that is right."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,14 @@ def load_cases(file: Path, tokenizer: Any) -> list[Case]:
     return cases
 
 
+def cases_digest(cases: list[Case]) -> str:
+    """sha256 of all that decides how they come out."""
+    whole = [[[option.tolist() for option in case.options], case.answers, case.right] for case in cases]
+    return f"sha256:{hashlib.sha256(json.dumps(whole).encode()).hexdigest()}"
+
+
 def _case(row: dict[str, Any], where: str, tokenizer: Any) -> Case:
-    choices, right = row.get("choices"), row.get("answer", 0)
+    choices, right = row.get("choices"), row.get("answer")
     if choices is None:
         choices, right = [row.get("completion")], 0
     elif not isinstance(choices, list) or len(choices) < 2:

@@ -14,7 +14,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 # Weights in other forms, and what is written anew: not copied with the tokenizer and the rest.
 _NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", INDEX_FILE)
-_WRITTEN_ANEW = ("config.json", "README.md", "quality.json")
+_WRITTEN_ANEW = ("config.json", "README.md", "quality.json", "quantization.json")
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -81,7 +81,8 @@ def refuse_unsupported(config: dict[str, Any], where: Path) -> None:
     """Raises UnsupportedModel for what is known not to work before any weight is read."""
     if "auto_map" in config:
         raise UnsupportedModel(f"{where} has `auto_map`, code of its own to run; such models are not quantized")
-    if any(int(config.get(key) or 0) > 1 for key in _EXPERT_KEYS):
+    experts = [config[key] for key in _EXPERT_KEYS if config.get(key) is not None]
+    if any(not isinstance(number, int) or number > 1 for number in experts):
         raise UnsupportedModel(
             f"{where} is a mixture of experts ({config.get('model_type')}); only dense models are quantized here"
         )
@@ -93,7 +94,9 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     weight_map: dict[str, str] = {}
     if index.is_file():
         weight_map = _read_object(index).get("weight_map") or {}
-        if not isinstance(weight_map, dict) or not weight_map:
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise BadCheckpoint(f"{index}: weight_map does not give each tensor the name of a file")
+        if not weight_map:
             raise BadCheckpoint(f"{index} has no weight_map")
         files = [folder / str(name) for name in sorted(set(weight_map.values()))]
     else:

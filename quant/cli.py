@@ -73,7 +73,7 @@ def add_parser(commands: Any) -> None:
     judge.add_argument("--margin-task", type=float, metavar="S", help="share of cases that may be lost [0.02]")
     both = parser.add_argument_group("both")
     both.add_argument("--rows", type=int, metavar="N", help="rows of text [128; judging 64]")
-    both.add_argument("--row-tokens", type=int, default=512, metavar="N", help="tokens in each row [%(default)s]")
+    both.add_argument("--row-tokens", type=int, metavar="N", help="tokens in each row [512]")
     both.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 [a GPU where there is one]")
     both.add_argument("--json", action="store_true", help="print the result as JSON")
     names = tuple(name for action in parser._actions for name in action.option_strings)

@@ -25,6 +25,7 @@ _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
 _CALIBRATION_ROWS = 128
 _TEXT_ROWS = 64
+_ROW_TOKENS = 512
 _MAKING = ("out", "scheme", "method", "calibration", "observer", "granularity", "strength", "dampening", "keep")
 _MAKING_TOO = ("quantize_lm_head", "mixed_precision", "restart")
 
@@ -53,8 +54,14 @@ def _quantize(arguments: argparse.Namespace) -> int:
         raise QuantizeError(
             "give one MODEL and -o OUT; to judge a checkpoint: burrstone quantize eval REFERENCE CANDIDATE"
         )
+    if not Path(arguments.out).name:
+        raise QuantizeError(f"-o {arguments.out!r} names no folder to make")
     _refuse_flags(arguments, ("text", *(() if arguments.mixed_precision else ("cases", *_margin_flags()))), "judging")
     recipe = _recipe(arguments)
+    if not recipe.needs_data and arguments.mixed_precision is None:
+        _refuse_flags(arguments, ("rows", "row_tokens"), "text, and this run reads none")
+    if Path(arguments.out).exists():  # before hours of work, not after
+        raise QuantizeError(f"{arguments.out} exists; remove it or choose another -o")
     source = _checkpoint(arguments, arguments.words[0])
     device = _device(arguments.device)
     tokenizer = _tokenizer(source)
@@ -127,9 +134,10 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 
 def _tokens(arguments: argparse.Namespace, source: str, tokenizer: Any, rows: int, split: Split) -> Tokens:
     wanted = rows if arguments.rows is None else arguments.rows
-    if wanted < 1 or arguments.row_tokens < 2:
+    length = _ROW_TOKENS if arguments.row_tokens is None else arguments.row_tokens
+    if wanted < 1 or length < 2:
         raise QuantizeError("--rows is at least 1 and --row-tokens at least 2")
-    tokens = load_tokens(source, tokenizer, rows=wanted, length=arguments.row_tokens, split=split)
+    tokens = load_tokens(source, tokenizer, rows=wanted, length=length, split=split)
     if tokens.smoke:
         print(SMOKE_NOTICE, file=sys.stderr)
     if len(tokens.rows) < wanted:
@@ -156,13 +164,16 @@ def _margin_flags() -> tuple[str, ...]:
 
 def _refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], purpose: str) -> None:
     for name in names:
-        if getattr(arguments, name):
+        value = getattr(arguments, name)
+        if value is not None and value is not False:
             raise QuantizeError(f"--{name.replace('_', '-')} is for {purpose}; it would do nothing here")
 
 
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise QuantizeError(f"--device {name}: only cpu and cuda compute here")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from burrstone.quant.cases import Case
+from burrstone.quant.cases import Case, cases_digest
 from burrstone.quant.checkpoint import Checkpoint
 from burrstone.quant.errors import BadCheckpoint, BadData
 from burrstone.quant.progress import Bar
@@ -69,7 +69,13 @@ class Evaluation:
 
     def facts(self) -> dict[str, Any]:
         """What decides a verdict, beside the candidate."""
-        return {"text": self._data.text.digest, "cases": self._data.cases_name, "margins": asdict(self._margins)}
+        text = self._data.text
+        return {
+            "text": {"name": text.name, "digest": text.digest, "shape": list(text.rows.shape)},
+            "cases": self._data.cases_name,
+            "cases_digest": cases_digest(self._data.cases),
+            "margins": asdict(self._margins),
+        }
 
     def compare(self, candidate: Checkpoint) -> dict[str, Any]:
         """What quality.json is to hold, as JSON values: figures, verdict, and what they are about."""

@@ -205,11 +205,15 @@ KV_INT8 = "kv-int8"
 
 def format_of(config: dict[str, Any], where: Path) -> Format:
     """What config.json says that the weights are. Raises UnsupportedModel for quantizations that are not ours to read."""
-    ours = config.get(OUR_KEY) or {}
+    ours = config.get(OUR_KEY, {})
+    if not isinstance(ours, dict):
+        raise UnsupportedModel(f"{where}: {OUR_KEY} in config.json is no object, and so nothing of ours")
     kv_int8 = ours.get("kv_cache_dtype") == INT8_PER_TOKEN_HEAD
     quantization = config.get("quantization_config")
     if quantization is None:
         return Format(NEURON if "override_neuron_config" in ours else None, kv_int8)
+    if not isinstance(quantization, dict):
+        raise UnsupportedModel(f"{where}: quantization_config in config.json is no object")
     method = quantization.get("quant_method")
     if method == "bitsandbytes" and quantization.get("load_in_8bit"):
         return Format(BNB, kv_int8)

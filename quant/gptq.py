@@ -5,6 +5,7 @@ descending order of how strongly they are driven ("activation ordering"), but ar
 a channel, kernels need not know.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,11 @@ def _inverse_factor(hessian: Tensor, dampening: float) -> tuple[Tensor, float]:
     """The upper Cholesky factor of the damped Hessian's inverse, and the dampening it took."""
     diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
-    if not mean > 0:  # nothing ever flowed in: every rounding is as good
+    if not math.isfinite(mean):
+        raise QuantizeError(
+            "GPTQ: what flows into a layer is no finite number; the model is broken, or not made for float32"
+        )
+    if mean == 0:  # nothing ever flowed in: every rounding is as good
         return torch.eye(len(hessian), device=hessian.device), dampening
     while dampening <= _MAX_DAMPENING:
         damped = hessian.clone()

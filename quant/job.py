@@ -4,6 +4,7 @@ In memory at once: the model's embedding and head, one layer in float32, the Hes
 the hidden states of the calibration tokens (rows x length x hidden size x 4 bytes).
 """
 
+import fnmatch
 import importlib.metadata
 import json
 import resource
@@ -33,6 +34,7 @@ from burrstone.quant.workspace import Workspace
 
 _ROWS_A_BATCH = 8
 _HEAD = "lm_head"
+_WRITTEN = ("config.json", INDEX_FILE, "quantization.json", "README.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +75,24 @@ class Job:
         if self.recipe.needs_data and self.tokens is None:
             raise QuantizeError(f"method {self.recipe.method} needs calibration data; give --calibration")
         model = StreamedModel(self.source, self.device)
+        _refuse_idle_patterns(model, self.recipe)
         self.bar.say("reading the source's weights")
         run = self._run_facts()
         space = Workspace(self.out, run, restart=self.restart)
-        resumed = space.layers_done
-        if self.recipe.scheme is not None:
-            self._layers(model, space)
-        self._frame(model, space)
-        self._write_rest(model, space, run)
-        quality = self._take_back_until(model, space, run, self.until) if self.until is not None else None
-        space.finish()
-        if quality is not None:
-            record_quality(self.out, quality)
+        try:
+            resumed = space.layers_done
+            if self.recipe.scheme is not None:
+                self._layers(model, space)
+            self._frame(model, space)
+            self._write_rest(model, space, run)
+            if self.until is not None and "quality" not in space.state:
+                self._take_back_until(model, space, run, self.until)
+            space.sweep(self._wanted(model))
+            if "quality" in space.state:
+                record_quality(space.folder, space.state["quality"])
+            space.finish()
+        finally:
+            space.close()
         return self._result(model, resumed, space.state["layers"], time.monotonic() - started_s)
 
     def _run_facts(self) -> dict[str, Any]:
@@ -106,7 +114,7 @@ class Job:
         first = space.layers_done
         # A step is a batch through a layer; without data, a layer.
         self.bar.start(model.num_layers * max(1, 2 * len(batches)), "quantizing", first * max(1, 2 * len(batches)))
-        if first and batches:
+        if 0 < first < model.num_layers and batches:
             for number, hidden in space.load_tensors(_hidden_file(first)).items():
                 batches[int(number)].hidden = hidden.to(self.device)
         for index in range(first, model.num_layers):
@@ -155,10 +163,11 @@ class Job:
 
     def _take_back_until(
         self, model: StreamedModel, space: Workspace, run: dict[str, Any], evaluation: Evaluation
-    ) -> dict[str, Any]:
+    ) -> None:
+        """Leaves the last evaluation in the state, as `quality`; until then, a killed run starts here again."""
         layers = space.state["layers"]
-        taken = 0
         while True:
+            taken = space.state.setdefault("taken", 0)
             for index in range(model.num_layers):
                 take_back(space, model, self.recipe, _shard(index, model.num_layers), index)
             self._write_rest(model, space, run)
@@ -168,11 +177,15 @@ class Job:
                 break
             for index, position in chosen:
                 layers[index]["units"][position]["kept"] = True
+            space.state["taken"] = taken + len(chosen)
             space.save_state()
-            taken += len(chosen)
-        for index in range(model.num_layers):
-            space.remove(unrounded_file(index))
-        return quality
+        space.state["quality"] = quality
+        space.save_state()
+
+    def _wanted(self, model: StreamedModel) -> set[str]:
+        """The names of the checkpoint's files."""
+        shards = {_shard(index, model.num_layers) for index in range(model.num_layers + 1)}
+        return {*shards, *_WRITTEN, *(file.name for file in self.source.companions())}
 
     def _write_rest(self, model: StreamedModel, space: Workspace, run: dict[str, Any]) -> None:
         weight_map, total = {}, 0
@@ -221,6 +234,13 @@ class Job:
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             elapsed_s=round(elapsed_s, 1),
         )
+
+
+def _refuse_idle_patterns(model: StreamedModel, recipe: Recipe) -> None:
+    names = [f"{model.prefix(index)}{name}" for index in range(model.num_layers) for name in model.layer_modules(index)]
+    for pattern in recipe.keep:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise QuantizeError(f"--keep {pattern} matches no linear module; they are called such as {names[0]}")
 
 
 def kept_modules(layers: list[dict[str, Any]], model: StreamedModel) -> list[str]:

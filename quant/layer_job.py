@@ -159,6 +159,10 @@ def _smooth_all(
     before = model.apply(layer, index, batches[0])
     strengths = {}
     for unit in reversed(units):
+        # What is to stay as it is neither takes factors nor gives them.
+        touched = (*unit.linears, *((unit.fold.producer,) if unit.fold else ()))
+        if any(recipe.keeps(f"{model.prefix(index)}{name}") for name in touched):
+            continue
         dtype = stored[f"{unit.fold.producer}.weight"] if unit.fold else torch.float32
         strengths[unit.name] = smooth(layer, unit, stats[unit.name], recipe.strength, recipe.observer, dtype)
     change = float((model.apply(layer, index, batches[0]) - before).norm() / before.norm())

@@ -10,6 +10,7 @@ from burrstone.quant.evaluate import Evaluation
 from burrstone.quant.progress import Bar
 from burrstone.quant.recipe import Recipe
 from burrstone.quant.streamed import StreamedModel
+from burrstone.quant.verdict import shown
 from burrstone.quant.workspace import Workspace
 
 
@@ -50,7 +51,6 @@ def take_back(space: Workspace, model: StreamedModel, recipe: Recipe, shard: str
 def verdict_of(evaluation: Evaluation, space: Workspace, bar: Bar, kept: int) -> dict[str, Any]:
     """Evaluate the checkpoint as it stands in the work folder, and say how it did."""
     found = evaluation.compare(Checkpoint(space.folder))
-    bar.say(
-        f"{kept} units kept: perplexity x{found['perplexity_ratio']:.4f}, mean KL {found['mean_kl']:.4f}: {found['verdict']}"
-    )
+    ratio, mean_kl = shown(found["perplexity_ratio"], ".4f"), shown(found["mean_kl"], ".4f")
+    bar.say(f"{kept} units kept: perplexity x{ratio}, mean KL {mean_kl}: {found['verdict']}")
     return found

@@ -43,9 +43,10 @@ def standing(folder: Path) -> Standing:
             return Standing("unreadable", f"{QUALITY_FILE} was changed after it was written; evaluate again")
         verdict, judged = quality["verdict"], quality["weights_digest"]
         ratio, mean_kl = quality["perplexity_ratio"], quality["mean_kl"]
-        found = f"perplexity x{float(ratio):.4f}, mean KL {float(mean_kl):.4f} against {quality['reference']['name']}"
+        figures = [f"{float(value):.4f}" if value is not None else "no number" for value in (ratio, mean_kl)]
+        found = f"perplexity x{figures[0]}, mean KL {figures[1]} against {quality['reference']['name']}"
         date = str(quality["date"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return Standing(
             "unreadable", f"{QUALITY_FILE} cannot be read ({type(error).__name__}: {error}); evaluate again"
         )

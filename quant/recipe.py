@@ -8,6 +8,7 @@ from burrstone.quant.errors import QuantizeError
 from burrstone.quant.formats import KV_INT8, SCHEMES, Scheme
 from burrstone.quant.rounding import GRANULARITIES, OBSERVERS, Granularity, Observer
 
+_DAMPENING = 0.01
 METHODS = ("rtn", "smoothquant", "gptq", "smoothquant+gptq")
 
 
@@ -23,7 +24,7 @@ class Recipe:
     strength: float | None = None
     observer: Observer = "absmax"
     granularity: Granularity = "per-channel"
-    dampening: float = 0.01
+    dampening: float = _DAMPENING
     keep: tuple[str, ...] = ()
     quantize_lm_head: bool = False
 
@@ -47,6 +48,17 @@ class Recipe:
             raise QuantizeError(f"dampening lies above 0 and at most at 1, got {self.dampening}")
         if self.scheme is not None and self.granularity not in self.scheme.granularities:
             raise QuantizeError(f"{self.scheme.name} is per channel; engines read it no other way")
+        self._refuse_idle_settings()
+
+    def _refuse_idle_settings(self) -> None:
+        if self.strength is not None and not (self.scheme and self.smooths):
+            raise QuantizeError(f"a smoothing strength does nothing with {self.schemes} by {self.method}")
+        if self.dampening != _DAMPENING and not (self.scheme and self.compensates):
+            raise QuantizeError(f"dampening is GPTQ's; it does nothing with {self.schemes} by {self.method}")
+        if self.scheme is None and (self.keep or self.quantize_lm_head or self.observer != "absmax"):
+            raise QuantizeError(f"{self.schemes} changes no weights: keep, quantize_lm_head and observer do nothing")
+        if self.quantize_lm_head and self.keeps("lm_head"):
+            raise QuantizeError("quantize_lm_head and keep contradict each other about lm_head")
 
     @property
     def scheme(self) -> Scheme | None:

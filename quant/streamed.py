@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from burrstone.quant.checkpoint import Checkpoint, refuse_unsupported
-from burrstone.quant.errors import BadCheckpoint, UnsupportedModel
+from burrstone.quant.errors import BadCheckpoint, BadData, UnsupportedModel
 from burrstone.quant.formats import Format, format_of
 
 
@@ -65,6 +65,7 @@ class StreamedModel:
         self._decoder = _decoder_of(self.model, checkpoint)
         self._layers = list(self._decoder.layers)
         self.layer_prefix = _prefix_of(self.model, self._decoder.layers)
+        self._refuse_further_layers()
         self._absent = [_Absent(layer) for layer in self._layers]
         self._decoder.layers = nn.ModuleList(self._absent)
         self._load_frame()
@@ -106,7 +107,12 @@ class StreamedModel:
 
     @torch.inference_mode()
     def embed(self, tokens: Tensor) -> Batch:
-        """tokens: [rows, length] int64."""
+        """tokens: [rows, length] int64. Raises BadData for tokens that the model does not have."""
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        if tokens.numel() and int(tokens.max()) >= vocabulary:
+            raise BadData(
+                f"{self.checkpoint.folder}: token {int(tokens.max())} of its tokenizer is beyond its {vocabulary} embeddings"
+            )
         for absent in self._absent:
             absent.call = absent.output = None
         embedded = _first_input(self._decoder, self._absent[0], tokens.to(self.device))
@@ -148,6 +154,17 @@ class StreamedModel:
             finally:
                 self._decoder.layers = nn.ModuleList(self._absent)
 
+    def _refuse_further_layers(self) -> None:
+        start = f"{self.layer_prefix}."
+        parts = [name.removeprefix(start).split(".")[0] for name in self.checkpoint.names if name.startswith(start)]
+        if strange := [part for part in parts if not part.isdecimal()]:
+            raise BadCheckpoint(f"{self.checkpoint.folder}: {start}{strange[0]} is no part of its architecture")
+        numbers = {int(part) for part in parts}
+        if numbers and max(numbers) >= self.num_layers:
+            raise BadCheckpoint(
+                f"{self.checkpoint.folder} has weights of layer {max(numbers)}, but config.json says {self.num_layers} layers"
+            )
+
     def _load_frame(self) -> None:
         where = str(self.checkpoint.folder)
         tensors = self.format.decode({name: self.checkpoint.tensor(name) for name in self.frame_names()})
@@ -183,8 +200,8 @@ def _skeleton(checkpoint: Checkpoint) -> Any:
             del config.quantization_config
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # transformers checks little: a wrong value in config.json may end in anything
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         kind = checkpoint.config.get("model_type")
         raise UnsupportedModel(f"{checkpoint.folder}: no causal language model of type {kind!r} ({reason})") from error
     return model.eval()

@@ -86,7 +86,8 @@ def _documents(path: Path, tokenizer: Any) -> Iterator[list[int]]:
 
 def jsonl_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of each line that is not empty. Raises BadData."""
-    for number, line in enumerate(_read(file).splitlines(), start=1):
+    # Not splitlines: JSON strings may hold other characters that end a line for Python.
+    for number, line in enumerate(_read(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -102,24 +103,33 @@ def row_ids(row: dict[str, Any], where: str, tokenizer: Any) -> list[int]:
     """Token ids of {"text"}, {"messages"[, "tools"]} or {"prompt", "completion"}. Raises BadData for anything else."""
     if "messages" in row:
         return chat_ids(row, where, tokenizer, add_generation_prompt=False)
-    text = row.get("text", None if "prompt" not in row else f"{row['prompt']}{row.get('completion', '')}")
-    if not isinstance(text, str):
-        raise BadData(f"{where} has none of `text`, `messages`, or `prompt` with `completion`")
-    ids: list[int] = tokenizer(text)["input_ids"]
-    return ids
+    parts = [row.get("text")] if "text" in row else [row.get("prompt"), row.get("completion")]
+    if not all(isinstance(part, str) for part in parts):
+        raise BadData(f"{where} has none of `text`, `messages`, or `prompt` with `completion`, as strings")
+    return _ids("".join(str(part) for part in parts), where, tokenizer)
 
 
 def chat_ids(row: dict[str, Any], where: str, tokenizer: Any, *, add_generation_prompt: bool) -> list[int]:
     """Token ids of a row's `messages` by the model's own chat template. Raises BadData."""
+    messages = row["messages"]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise BadData(f"{where}: `messages` is a list of objects with `role` and `content`")
     if tokenizer.chat_template is None:
         raise BadData(f"{where} has `messages`, but the model has no chat template; give `text` rows")
     try:
         text = tokenizer.apply_chat_template(
-            row["messages"], tools=row.get("tools"), tokenize=False, add_generation_prompt=add_generation_prompt
+            messages, tools=row.get("tools"), tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except Exception as error:  # templates raise what they like
         raise BadData(f"{where}: the model's chat template refuses `messages`: {error}") from error
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return _ids(text, where, tokenizer, add_special_tokens=False)
+
+
+def _ids(text: str, where: str, tokenizer: Any, **options: Any) -> list[int]:
+    try:
+        ids: list[int] = tokenizer(text, **options)["input_ids"]
+    except (TypeError, UnicodeError) as error:
+        raise BadData(f"{where} is no valid text: {error}") from error
     return ids
 
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from burrstone.quant.statistics import CONFIDENCE, bounded_mean
 
+_LARGEST_EXPONENT = 700.0
+
 
 @dataclass(frozen=True, slots=True)
 class Margins:
@@ -40,9 +42,9 @@ def judge(measured: Measured, margins: Margins) -> dict[str, Any]:
     worse = bounded_mean(measured.nll_candidate - measured.nll_reference)
     kl = bounded_mean(measured.kl)
     figures: dict[str, Any] = {
-        "perplexity_ratio": math.exp(worse.mean),
-        "perplexity_ratio_upper": math.exp(worse.upper),
-        "perplexity_reference": math.exp(float(measured.nll_reference.mean())),
+        "perplexity_ratio": _exp(worse.mean),
+        "perplexity_ratio_upper": _exp(worse.upper),
+        "perplexity_reference": _exp(float(measured.nll_reference.mean())),
         "mean_kl": kl.mean,
         "mean_kl_upper": kl.upper,
         "top1_agreement": float(measured.agreement.mean()),
@@ -74,21 +76,38 @@ def judge(measured: Measured, margins: Margins) -> dict[str, Any]:
     return {
         "verdict": "fail" if reasons else "pass",
         "reasons": reasons,
-        **figures,
+        **_without_nonsense(figures),
         "confidence": CONFIDENCE,
         "margins": asdict(margins),
     }
 
 
+def _exp(value: float) -> float:
+    return math.exp(value) if value < _LARGEST_EXPONENT else math.inf
+
+
+def _without_nonsense(figures: dict[str, Any]) -> dict[str, Any]:
+    """What is no finite number has no place in JSON: None."""
+    return {
+        name: _without_nonsense(value) if isinstance(value, dict) else value if math.isfinite(value) else None
+        for name, value in figures.items()
+    }
+
+
+def shown(value: float | None, form: str) -> str:
+    """A figure for people."""
+    return "no number" if value is None else format(value, form)
+
+
 def summary(quality: dict[str, Any]) -> str:
     """The verdict for people, as Markdown."""
     margins = quality["margins"]
-    ratio, ratio_upper = quality["perplexity_ratio"], quality["perplexity_ratio_upper"]
-    kl, kl_upper = quality["mean_kl"], quality["mean_kl_upper"]
+    ratio, ratio_upper = (shown(quality[f"perplexity_ratio{end}"], ".4f") for end in ("", "_upper"))
+    kl, kl_upper = (shown(quality[f"mean_kl{end}"], ".4f") for end in ("", "_upper"))
     rows = [
-        ("perplexity", f"x{ratio:.4f}", f"x{ratio_upper:.4f}", f"x{1 + margins['perplexity']:g}"),
-        ("mean KL, nats a token", f"{kl:.4f}", f"{kl_upper:.4f}", f"{margins['mean_kl']:g}"),
-        ("top-1 agreement", f"{quality['top1_agreement']:.2%}", "", ""),
+        ("perplexity", f"x{ratio}", f"x{ratio_upper}", f"x{1 + margins['perplexity']:g}"),
+        ("mean KL, nats a token", kl, kl_upper, f"{margins['mean_kl']:g}"),
+        ("top-1 agreement", shown(quality["top1_agreement"], ".2%"), "", ""),
     ]
     greedy = quality["greedy"]
     if greedy.get("tokens"):

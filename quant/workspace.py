@@ -1,6 +1,6 @@
 """The folder in which a checkpoint grows: OUT.partial, which becomes OUT by one rename when everything is in it.
 
-A layer is done when state.json says so, and state.json is replaced only after the layer's files are on the disk; so a
+A layer is done when .state.json says so, and that is replaced only after the layer's files are on the disk; so a
 run that was killed goes on after its last whole layer. A full disk leaves the same.
 """
 
@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from burrstone.quant.errors import BadCheckpoint, Interfered, OutOfSpace
+from burrstone.quant.errors import BadCheckpoint, Interfered, OutOfSpace, QuantizeError
 
-_STATE = "state.json"
+# Hidden, so that it is no file of the checkpoint: not copied from a source, not part of a digest.
+_STATE = ".state.json"
 _SCRATCH = ".scratch"
 # Left free on the disk beside what is written.
 _SPARE_BYTES = 64 * 2**20
@@ -34,13 +35,24 @@ class Workspace:
 
     def __init__(self, out: Path, run: dict[str, Any], *, restart: bool = False) -> None:
         self.out = out
+        self.state: dict[str, Any] = {}
         self.folder = out.with_name(f"{out.name}.partial")
         if out.exists():
             raise Interfered(f"{out} exists; remove it or choose another -o")
-        self._lock = self._locked()
+        with self._disk():
+            self._lock = self._locked()
+        try:
+            self._open(run, restart)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, run: dict[str, Any], restart: bool) -> None:
+        if self.out.exists():  # another process may have finished since
+            raise Interfered(f"{self.out} exists; remove it or choose another -o")
         if restart:
             self._clear()
-        self.state: dict[str, Any] = self._read_state()
+        self.state = self._read_state()
         if self.state.setdefault("run", run) != run:
             old = self.state["run"]
             different = ", ".join(sorted(key for key in {*run, *old} if run.get(key) != old.get(key)))
@@ -50,7 +62,7 @@ class Workspace:
 
     @property
     def layers_done(self) -> int:
-        return len(self.state["layers"])
+        return len(self.state.get("layers", ()))
 
     def save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write one safetensors file, whole or not at all."""
@@ -93,14 +105,30 @@ class Workspace:
     def remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
+    def sweep(self, wanted: set[str]) -> None:
+        """Remove what is neither wanted in the checkpoint nor the state: a killed process leaves all kinds of scratch."""
+        for entry in self.folder.iterdir():
+            if entry.name not in wanted and entry.name != _STATE:
+                entry.unlink()
+
     def finish(self) -> None:
         """Make OUT of the folder."""
-        self.remove(_STATE)
         self.remove(_SCRATCH)
         with self._disk():
             _sync(self.folder)
-            os.rename(self.folder, self.out)
+            try:
+                os.rename(self.folder, self.out)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                raise Interfered(f"{self.out} was made by somebody meanwhile; move it away and run again") from error
+            # Only now: until the rename, it is by this file that a run goes on.
+            (self.out / _STATE).unlink()
+            _sync(self.out)
             _sync(self.out.parent)
+
+    def close(self) -> None:
+        """Let others work on it."""
         os.close(self._lock)
 
     def _locked(self) -> int:
@@ -118,7 +146,10 @@ class Workspace:
         return descriptor
 
     def _clear(self) -> None:
-        for entry in self.folder.iterdir():
+        entries = list(self.folder.iterdir())
+        if folders := [entry.name for entry in entries if entry.is_dir()]:
+            raise Interfered(f"{self.folder} holds a folder {folders[0]}, which is not ours; remove it by hand")
+        for entry in entries:
             entry.unlink()
 
     def _read_state(self) -> dict[str, Any]:
@@ -127,7 +158,13 @@ class Workspace:
             if any(entry.name != _SCRATCH for entry in self.folder.iterdir()):
                 raise Interfered(f"{self.folder} holds no {_STATE}; remove it or give --restart to start anew")
             return {}
-        state: dict[str, Any] = json.loads(file.read_text())
+        try:
+            state: dict[str, Any] = json.loads(file.read_text())
+            whole = isinstance(state["run"], dict) and isinstance(state["layers"], list)
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise Interfered(f"{file} is not what a run of ours writes; remove it or give --restart to start anew")
         return state
 
     def _settle(self, scratch: Path, name: str) -> None:
@@ -146,6 +183,8 @@ class Workspace:
                 raise OutOfSpace(
                     f"{self.folder}: the disk is full; {self.layers_done} layers are kept, make room and run again"
                 ) from error
+            if isinstance(error, OSError):
+                raise QuantizeError(f"{self.folder} cannot be written: {error.strerror or error}") from error
             raise
 
 
