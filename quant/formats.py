@@ -15,6 +15,7 @@ from burrstone.quant.rounding import QMAX, Granularity
 
 # Our own key in config.json: the scheme, and what a server should know that other formats have no word for.
 OUR_KEY = "burrstone"
+HEAD = "lm_head"
 _UNSIGNED = 128
 
 
@@ -119,10 +120,12 @@ def _announce_compressed(layout: str, activations: dict[str, Any] | None) -> Cal
     """compressed-tensors' own vocabulary, as vLLM 0.32 reads it."""
 
     def announce(left_alone: list[str], granularity: Granularity) -> dict[str, Any]:
+        # To vLLM a head is no linear module, and so has to be named.
+        targets = ["Linear"] if HEAD in left_alone else ["Linear", f"re:.*{HEAD}"]
         strategy = "channel" if granularity == "per-channel" else "tensor"
         weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": strategy, "dynamic": False}
         group = {
-            "targets": ["Linear"],
+            "targets": targets,
             "weights": weights,
             "input_activations": activations,
             "output_activations": None,

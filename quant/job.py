@@ -20,7 +20,7 @@ from burrstone.quant.card import loss_table, model_card, record_quality
 from burrstone.quant.checkpoint import INDEX_FILE, Checkpoint
 from burrstone.quant.errors import QuantizeError
 from burrstone.quant.evaluate import Evaluation
-from burrstone.quant.formats import OUR_KEY, Format, format_of
+from burrstone.quant.formats import HEAD, OUR_KEY, Format, format_of
 from burrstone.quant.kv_cache import INT8_PER_TOKEN_HEAD
 from burrstone.quant.layer_job import quantize_layer
 from burrstone.quant.mixed import next_units, take_back, unrounded_file, verdict_of
@@ -33,7 +33,6 @@ from burrstone.quant.texts import Tokens
 from burrstone.quant.workspace import Workspace
 
 _ROWS_A_BATCH = 8
-_HEAD = "lm_head"
 _WRITTEN = ("config.json", INDEX_FILE, "quantization.json", "README.md")
 
 
@@ -155,10 +154,10 @@ class Job:
         frame = {name: self.source.tensor(name) for name in model.frame_names()}
         if self.recipe.quantize_lm_head and scheme is not None:
             weight: Tensor = model.model.get_output_embeddings().weight
-            frame.pop(f"{_HEAD}.weight", None)
+            frame.pop(f"{HEAD}.weight", None)
             scale = weight_scale(weight, self.recipe.observer, self.recipe.granularity).to(scheme.scale_dtype).float()
             parts = scheme.encode(quantize(weight, scale).cpu(), scale.cpu())
-            frame |= {f"{_HEAD}.{suffix}": tensor for suffix, tensor in parts.items()}
+            frame |= {f"{HEAD}.{suffix}": tensor for suffix, tensor in parts.items()}
         space.save_tensors(_shard(model.num_layers, model.num_layers), frame)
 
     def _take_back_until(
@@ -207,7 +206,7 @@ class Job:
     def _config(self, kept: list[str]) -> dict[str, Any]:
         config = dict(self.source.config)
         scheme = self.recipe.scheme
-        left_alone = kept if self.recipe.quantize_lm_head else [_HEAD, *kept]
+        left_alone = kept if self.recipe.quantize_lm_head else [HEAD, *kept]
         if scheme is not None:
             config |= scheme.announce(left_alone, self.recipe.granularity)
         if self.recipe.quantize_lm_head:

@@ -70,6 +70,21 @@ def test_simulator_examples_name_flags_that_exist(source: str) -> None:
         assert unknown == [], example
 
 
+def test_the_quantizer_commands_of_the_readme_do_as_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [shlex.split(line)[1:] for line in block("sh", "burrstone quantize").splitlines()]
+    codes = [main([word.replace("/tmp/int8", str(tmp_path / "int8")) for word in command]) for command in commands]
+    assert codes == [0, 1]
+    assert "**FAIL**" in capsys.readouterr().out
+
+
+def test_the_quantizer_commands_of_its_page_name_flags_that_exist() -> None:
+    lines = re.findall(r"^\.venv/bin/(burrstone .*)$", (ROOT / "docs/quantization.md").read_text(), re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        _, unknown = build_parser().parse_known_args(shlex.split(line)[1:])
+        assert unknown == [], line
+
+
 @pytest.mark.engine
 def test_the_curl_command_of_the_readme_answers(engine: Server) -> None:
     command = block("sh", "curl http").replace("curl ", "curl -sS ").replace("http://127.0.0.1:8000", engine.url)
