@@ -11,7 +11,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve check test conformance soak bench lock proto docs clean
+.PHONY: help python setup setup-dev serve check test conformance soak bench quant-oracle lock proto docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory; RESULTS=file
 
 bench: setup ## Overhead against bare vLLM on this machine, as JSON
 	$(BIN)/burrstone bench overhead --json
+
+quant-oracle: setup ## Our quantizer beside llm-compressor, in an environment of its own: make quant-oracle [OUT=file]
+	$(BIN)/python tests/quant/oracle/compare.py $(if $(OUT),--out $(OUT))
 
 lock: python ## Resolve pyproject.toml's pins again into requirements/*.txt
 	$(PYTHON) requirements/lock.py

@@ -73,6 +73,8 @@ class Job:
         _refuse_quantized(self.source)
         if self.recipe.needs_data and self.tokens is None:
             raise QuantizeError(f"method {self.recipe.method} needs calibration data; give --calibration")
+        if self.until is not None and self.recipe.scheme is None:
+            raise QuantizeError(f"{self.recipe.schemes} rounds no weights that mixed precision could take back")
         model = StreamedModel(self.source, self.device)
         _refuse_idle_patterns(model, self.recipe)
         self.bar.say("reading the source's weights")

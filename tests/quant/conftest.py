@@ -25,3 +25,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """vLLM's configuration, once made, preloads libraries into every later process of ours."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

@@ -12,7 +12,7 @@ from tiny_models import byte_tokenizer, tiny_model
 
 from burrstone.quant.cases import Case
 from burrstone.quant.checkpoint import Checkpoint
-from burrstone.quant.errors import BadData
+from burrstone.quant.errors import BadData, QuantizeError
 from burrstone.quant.evaluate import Data, Evaluation
 from burrstone.quant.formats import SCHEMES
 from burrstone.quant.job import Job
@@ -242,3 +242,10 @@ def test_too_little_text_is_refused_before_anything_is_made(plan: Plan, tmp_path
             until=Evaluation(Checkpoint(plan.source), few, SilentBar()),
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_rounded_weights_there_is_nothing_to_take_back(plan: Plan, tmp_path: Path) -> None:
+    idle = dataclasses.replace(plan, out=tmp_path / "out", recipe=Recipe(schemes="kv-int8"), text=None)
+    with pytest.raises(QuantizeError, match="kv-int8 rounds no weights that mixed precision could take back"):
+        here(idle).run()
+    assert not (tmp_path / "out.partial").exists()
