@@ -285,7 +285,12 @@ def test_the_real_command_is_stopped_by_the_keyboard_and_goes_on(at: Path) -> No
     """Once as a process, with all that lies between a terminal and the room."""
     tiny_model(at / "deep", num_hidden_layers=40)
     command = [str(BURRSTONE), "quantize", "deep", "-o", "out", "--calibration", "text.txt", *SMALL, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Who starts the tests in the background has its children ignore the keyboard.
+    hearing = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    started = [sys.executable, "-c", hearing, *command]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: layers_done(at / "out") >= 2 or process.poll() is not None, timeout_s=120)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)

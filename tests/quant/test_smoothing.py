@@ -5,10 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import plant_outliers, tiny_model
 from torch import Tensor, nn
 
 from burrstone.quant.checkpoint import Checkpoint
+from burrstone.quant.errors import QuantizeError
+from burrstone.quant.layer_job import LayerResult, quantize_layer
+from burrstone.quant.recipe import Recipe
 from burrstone.quant.smoothing import STRENGTHS, InputStats, _best_strength, _loss, smooth
 from burrstone.quant.streamed import StreamedModel
 from burrstone.quant.structure import Fold, Unit, find_units
@@ -21,9 +26,20 @@ def stats_of(x: Tensor) -> InputStats:
 
 
 @pytest.mark.parametrize("strength", [0.5, 0.8, 1.0])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text"])
-def test_a_layer_computes_the_same_after_every_fold(kind: str, strength: float, tmp_path: Path) -> None:
-    model = StreamedModel(Checkpoint(tiny_model(tmp_path / kind, kind)))
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *((kind, {}) for kind in ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gemma")),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"num_key_value_heads": 4}),
+        ("llama", {"num_key_value_heads": 1}),
+    ],
+    ids=str,
+)
+def test_a_layer_computes_the_same_after_every_fold(
+    kind: str, changes: dict[str, Any], strength: float, tmp_path: Path
+) -> None:
+    model = StreamedModel(Checkpoint(tiny_model(tmp_path / kind, kind, **changes)))
     batch = model.embed(TOKENS)
     with model.layer(0) as layer, torch.inference_mode():
         before = model.apply(layer, 0, batch)
@@ -100,3 +116,131 @@ def test_a_unit_that_nothing_feeds_stays() -> None:
     layer, unit = pair([1.0, 2.0])
     stats: Any = None
     assert smooth(layer, Unit(unit.linears, None), stats, 0.5, "absmax", torch.float32) == 0.0
+
+
+def lost(weights: list[Tensor], tokens: Tensor, exact: list[Tensor]) -> float:
+    """What INT8 weights and activations lose of the products, by plain arithmetic in float64."""
+
+    def rounded(rows: Tensor) -> Tensor:
+        step = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-10)
+        return (rows / step).round().double() * step.double()
+
+    products = [rounded(tokens) @ rounded(weight).T for weight in weights]
+    return sum(float((product - want.double()).square().sum()) for product, want in zip(products, exact, strict=True))
+
+
+class Scaled(nn.Module):
+    """A norm's gain alone, with an offset as Gemma's, and two readers."""
+
+    def __init__(self, channels: int, seed: int, offset: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.norm = GainNorm(torch.exp(torch.randn(channels) * torch.rand(1) * 3) - offset, offset)
+        self.a, self.b = nn.Linear(channels, 16, bias=False), nn.Linear(channels, 3, bias=False)
+        self.tokens = torch.randn(40, channels)
+        self.requires_grad_(False)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        x = self.norm(self.tokens)
+        return self.a(x), self.b(x)
+
+    def smoothed(self, strength: float | None, dtype: torch.dtype) -> tuple[float, float, float]:
+        """The strength, and what INT8 loses without and with it."""
+        self.norm.weight.copy_(self.norm.weight.to(dtype).float())
+        unit = find_units(self, self)[0]
+        assert unit.linears == ("a", "b") and unit.fold is not None
+        x, exact = self.norm(self.tokens), list(self())
+        readers, stats = [self.a.weight, self.b.weight], stats_of(x)
+        before = lost(readers, x, exact)
+        chosen = smooth(self, unit, stats, strength, "absmax", dtype)
+        for got, want in zip(self(), exact, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+        return chosen, before, lost(readers, stats.sample, exact)
+
+
+class GainNorm(nn.Module):
+    def __init__(self, gain: Tensor, offset: float) -> None:
+        super().__init__()
+        self.weight, self.offset = nn.Parameter(gain), offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.weight + self.offset)
+
+
+@settings(deadline=None, max_examples=40)
+@given(channels=st.sampled_from((1, 2, 31, 64, 129)), offset=st.sampled_from((0.0, 1.0)), seed=st.integers(0, 10_000))
+def test_smoothing_never_loses_more_than_leaving_it(channels: int, offset: float, seed: int) -> None:
+    strength, before, after = Scaled(channels, seed, offset).smoothed(None, torch.float32)
+    assert strength in (0.0, *STRENGTHS)
+    assert after <= before * (1 + 1e-3)
+
+
+@pytest.mark.xfail(strict=True, reason="searched with factors that the gain, stored in 16 bits, does not divide by")
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_nor_where_gains_are_stored_in_16_bits(offset: float) -> None:
+    for seed in range(400):
+        _, before, after = Scaled(32, seed, offset).smoothed(None, torch.bfloat16)
+        assert after <= before * (1 + 1e-3)
+
+
+@pytest.mark.xfail(strict=True, reason="a gain divided by a small factor is more than float16 holds")
+def test_a_gain_stays_a_number_in_16_bits() -> None:
+    layer = Scaled(8, 0)
+    layer.norm.weight.fill_(1.0)
+    layer.tokens[:, 0] = 1e-7
+    assert layer.smoothed(1.0, torch.float16)[0] == 1.0
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_factors_are_the_papers_and_shared_by_channels_of_one_row(strength: float, group: int) -> None:
+    """Row r of the producer is read by channels r, r + 6, ...: so many query heads, each of six channels."""
+    torch.manual_seed(group)
+    layer = nn.ModuleDict(
+        {"v": nn.Linear(5, 6), "a": nn.Linear(6 * group, 3), "b": nn.Linear(6 * group, 2, bias=False)}
+    )
+    unit = Unit(("a", "b"), Fold("v", torch.arange(6).repeat(group)))
+    x = torch.randn(9, 6 * group)
+    stats = stats_of(x)
+    before = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+    assert smooth(layer, unit, stats, strength, "absmax", torch.bfloat16) == strength
+    readers = torch.cat([before["a.weight"], before["b.weight"]])
+    for row in range(6):
+        mine = [row + 6 * copy for copy in range(group)]
+        largest_x, largest_w = float(x[:, mine].abs().max()), float(readers[:, mine].abs().max())
+        factor = largest_x**strength / largest_w ** (1 - strength)
+        for name, parameter in layer.named_parameters():
+            if name in ("v.weight", "v.bias"):
+                torch.testing.assert_close(parameter[row], before[name][row] / factor)
+            elif name != "a.bias":
+                torch.testing.assert_close(parameter[:, mine], before[name][:, mine] * factor)
+        torch.testing.assert_close(stats.sample[:, mine], x[:, mine] / factor)
+        if strength == 0.5 and group == 1:
+            # Half of the difficulty each.
+            balanced = max(float(layer[name].weight.detach()[:, row].abs().max()) for name in "ab")
+            assert float(stats.absmax[row]) == pytest.approx(balanced, rel=1e-4)
+    assert torch.equal(layer["a"].bias, before["a.bias"])
+
+
+def quantized(folder: Path, **recipe: Any) -> LayerResult:
+    model = StreamedModel(Checkpoint(folder))
+    with model.layer(0) as layer:
+        return quantize_layer(model, layer, 0, [model.embed(TOKENS)], Recipe(**recipe))
+
+
+def test_it_takes_outliers_out_of_activations(tmp_path: Path) -> None:
+    plant_outliers(tiny_model(tmp_path))
+    plain, smoothed = (quantized(tmp_path, method=method).units for method in ("rtn", "smoothquant"))
+    for without, with_it in zip(plain, smoothed, strict=True):
+        assert without.strength == 0.0 and with_it.strength in STRENGTHS
+        assert with_it.loss <= without.loss
+    for unit in (0, 2):  # those whose norms have the outliers
+        assert smoothed[unit].loss < 0.2 * plain[unit].loss
+
+
+def test_an_architecture_that_folds_do_not_fit_is_refused(tmp_path: Path) -> None:
+    # Its MLP squares what up_proj makes.
+    tiny_model(tmp_path, "arcee")
+    with pytest.raises(QuantizeError, match="this architecture cannot be smoothed"):
+        quantized(tmp_path, method="smoothquant")
+    assert len(quantized(tmp_path, method="gptq").units) == 4

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from quant_runs import RTN, Plan, contents, make, partial, process_of, small_disk, write_text
+from quant_runs import HELD_RUN, RTN, Plan, contents, hold_workspace, make, partial, process_of, small_disk, write_text
 from safetensors import SafetensorError
 from tiny_models import tiny_model
 
@@ -20,7 +20,7 @@ from burrstone.quant.errors import BadCheckpoint, Interfered, OutOfSpace, Quanti
 from burrstone.quant.recipe import Recipe
 from burrstone.quant.workspace import Workspace
 
-RUN = {"recipe": {"schemes": "w8a8-int8"}, "source_digest": "sha256:1", "threads": 1}
+RUN = HELD_RUN
 TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(5, dtype=torch.int8)}
 MIB = 2**20
 
@@ -66,17 +66,17 @@ def test_a_folder_that_is_not_ours_is_left_alone_unless_told_to_start_anew(tmp_p
     folder = tmp_path / "out.partial"
     folder.mkdir()
     (folder / "thesis.txt").write_text("ten years of work")
-    expected = r"out\.partial holds no \.state\.json; remove it or give --restart to start anew$"
-    process, _ = process_of(_open_refused, (tmp_path / "out", expected))
-    process.join(60)
-    assert process.exitcode == 0
+    with pytest.raises(
+        Interfered, match=r"out\.partial holds no \.state\.json; remove it or give --restart to start anew$"
+    ):
+        Workspace(tmp_path / "out", RUN)
     assert contents(folder) == {"thesis.txt": b"ten years of work"}
     Workspace(tmp_path / "out", RUN, restart=True)
     assert set(contents(folder)) == {".state.json"}
 
 
 def test_the_lock_is_another_process_s_until_that_is_killed(tmp_path: Path) -> None:
-    holder, pipe = process_of(_hold, tmp_path / "out")
+    holder, pipe = process_of(hold_workspace, tmp_path / "out")
     assert pipe.recv() == "held"
     for restart in (False, True):
         with pytest.raises(Interfered, match=rf"^another process is making {tmp_path / 'out'}$"):
@@ -267,15 +267,3 @@ def test_a_state_that_is_not_ours_is_named(state: str, tmp_path: Path) -> None:
 def test_state_json_tells_what_the_run_is(tmp_path: Path) -> None:
     space = Workspace(tmp_path / "out", RUN)
     assert json.loads((space.folder / ".state.json").read_text()) == {"run": RUN, "layers": []}
-
-
-def _open_refused(given: tuple[Path, str], _: Any) -> None:
-    out, expected = given
-    with pytest.raises(Interfered, match=expected):
-        Workspace(out, RUN)
-
-
-def _hold(out: Path, pipe: Any) -> None:
-    Workspace(out, RUN)
-    pipe.send("held")
-    pipe.recv()

@@ -29,10 +29,12 @@ from burrstone.quant.progress import SilentBar
 from burrstone.quant.recipe import Recipe
 from burrstone.quant.texts import Tokens, load_tokens
 from burrstone.quant.verdict import Margins
+from burrstone.quant.workspace import Workspace
 
 CONTEXT = multiprocessing.get_context("forkserver")
 ROWS, LENGTH = 8, 48
 RTN = Recipe(method="rtn")
+HELD_RUN: dict[str, Any] = {"recipe": {"schemes": "w8a8-int8"}, "source_digest": "sha256:1", "threads": 1}
 _PRELOADED = ("burrstone.quant.job", "transformers.models.llama.modeling_llama", "accelerate", "tokenizers")
 _HERE = "here"
 
@@ -106,6 +108,13 @@ def process_of(work: Callable[[Any, Connection], None], given: Any) -> tuple[Any
     process.start()
     theirs.close()
     return process, ours
+
+
+def hold_workspace(out: Path, pipe: Connection) -> None:
+    """Work for `process_of`: holds the workspace of `out` until it is killed or told to go on."""
+    Workspace(out, HELD_RUN)
+    pipe.send("held")
+    pipe.recv()
 
 
 def make(plan: Plan) -> str:
