@@ -76,6 +76,7 @@ def test_their_compressors_read_ours_and_we_read_theirs(shape: tuple[int, int]) 
         theirs: Any = BaseCompressor.get_value_from_registry(announced["format"])
         group = config.config_groups["group_0"]
         assert theirs.can_compress(torch.nn.Linear, group)
+        assert group.weights.strategy == {"per-channel": "channel", "per-tensor": "tensor"}[granularity]
         assert set(parts) == set(theirs.compression_param_names(group))
         whole = theirs.decompress(parts, group)
         assert torch.equal(whole["weight"].float(), dequantize(weight, scale).to(scheme.scale_dtype).float())

@@ -172,9 +172,13 @@ def test_singular_hessians_are_dampened(rank: int) -> None:
 def test_dampening_grows_only_as_far_as_it_must_and_is_told() -> None:
     # Eigenvalues 1.95 and -0.05, and a mean of 0.95 on the diagonal: 0.01 is too little, 0.1 enough.
     hessian = torch.tensor([[0.95, 1.0], [1.0, 0.95]])
-    weight = weight_of(4, 2)
-    assert gptq(weight, weight_scale(weight), hessian).dampening == pytest.approx(0.1)
-    assert gptq(weight, weight_scale(weight), hessian, dampening=0.5).dampening == 0.5
+    weight = weight_of(200, 2)
+    scale = weight_scale(weight) * 8
+    grown = gptq(weight, scale, hessian)
+    assert grown.dampening == pytest.approx(0.1)
+    # What was tried before is not left in it.
+    assert torch.equal(grown.quantized, gptq(weight, scale, hessian, dampening=0.1).quantized)
+    assert gptq(weight, scale, hessian, dampening=0.5).dampening == 0.5
 
 
 @pytest.mark.parametrize("hessian", [[[1.0, 10.0], [10.0, 1.0]], [[torch.inf, 0.0], [0.0, 1.0]]])

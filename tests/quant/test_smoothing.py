@@ -145,17 +145,18 @@ class Scaled(nn.Module):
         return self.a(x), self.b(x)
 
     def smoothed(self, strength: float | None, dtype: torch.dtype) -> tuple[float, float, float]:
-        """The strength, and what INT8 loses without and with it."""
+        """The strength, and what share INT8 loses without and with it."""
         self.norm.weight.copy_(self.norm.weight.to(dtype).float())
         unit = find_units(self, self)[0]
         assert unit.linears == ("a", "b") and unit.fold is not None
         x, exact = self.norm(self.tokens), list(self())
         readers, stats = [self.a.weight, self.b.weight], stats_of(x)
-        before = lost(readers, x, exact)
+        size = sum(float(product.double().square().sum()) for product in exact)
+        before = lost(readers, x, exact) / size
         chosen = smooth(self, unit, stats, strength, "absmax", dtype)
         for got, want in zip(self(), exact, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
-        return chosen, before, lost(readers, stats.sample, exact)
+        return chosen, before, lost(readers, stats.sample, exact) / size
 
 
 class GainNorm(nn.Module):
@@ -172,7 +173,8 @@ class GainNorm(nn.Module):
 def test_smoothing_never_loses_more_than_leaving_it(channels: int, offset: float, seed: int) -> None:
     strength, before, after = Scaled(channels, seed, offset).smoothed(None, torch.float32)
     assert strength in (0.0, *STRENGTHS)
-    assert after <= before * (1 + 1e-3)
+    # With a single channel, nothing is lost but float32's rounding.
+    assert after <= before * (1 + 1e-3) + 1e-12
 
 
 @pytest.mark.xfail(strict=True, reason="searched with factors that the gain, stored in 16 bits, does not divide by")
@@ -236,6 +238,23 @@ def test_it_takes_outliers_out_of_activations(tmp_path: Path) -> None:
         assert with_it.loss <= without.loss
     for unit in (0, 2):  # those whose norms have the outliers
         assert smoothed[unit].loss < 0.2 * plain[unit].loss
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text"])
+def test_what_a_later_fold_changes_is_smoothed_after_it(kind: str, tmp_path: Path) -> None:
+    """At strength 0.5 input and weights share the difficulty, channel by channel, when all is done."""
+    model = StreamedModel(Checkpoint(tiny_model(tmp_path, kind)))
+    batch, seen = model.embed(TOKENS), list[Tensor]()
+    with model.layer(0) as layer:
+        result = quantize_layer(model, layer, 0, [batch], Recipe(method="smoothquant", strength=0.5))
+        query, *others = result.units[0].modules
+        layer.get_submodule(query).register_forward_pre_hook(
+            lambda _, arguments: seen.append(arguments[0].flatten(0, 1).abs().amax(dim=0))
+        )
+        model.apply(layer, 0, batch)
+    assert len(others) == 2
+    weights = torch.cat([result.unrounded[f"{name}.weight"].float() for name in (query, *others)])
+    torch.testing.assert_close(seen[0], weights.abs().amax(dim=0), rtol=2e-2, atol=0)
 
 
 def test_an_architecture_that_folds_do_not_fit_is_refused(tmp_path: Path) -> None:
