@@ -1,7 +1,7 @@
 """Paired comparison: is the candidate at most so much worse than the reference, with 95 % confidence?
 
-A non-inferiority test asks whether the worst value that the data allow is still within the margin. Too little data can
-then only fail it. Bounds are by bootstrap over rows (tokens within a row depend on each other), seeded.
+A non-inferiority test asks whether the worst value that the data allow is still within the margin. With few rows the bootstrap is
+narrower than it should be. Bounds are by bootstrap over rows (tokens within a row depend on each other), seeded.
 """
 
 from typing import NamedTuple
