@@ -16,7 +16,7 @@ from typing import Any
 from burrstone.bench.contenders import served
 from burrstone.bench.machine import machine
 from burrstone.bench.stream_client import HttpClient
-from burrstone.bench.stream_load import Load, Prompts, throughput
+from burrstone.bench.stream_load import Load, Prompts, throughput, turns
 from burrstone.serving.config import ServeConfig
 from burrstone.serving.engine.models import resolve_model
 
@@ -98,13 +98,9 @@ async def _in_turns(
     say("warming up")
     for client in clients.values():
         await throughput(client, prompts, plan.load(32), 32)
-    for number in range(plan.rounds):
-        # Another one goes first each round, so that none always follows the same neighbour.
-        shift = number % len(_TURNS)
-        for turn in _TURNS[shift:] + _TURNS[:shift]:
-            say(f"round {number + 1} of {plan.rounds}: {turn}")
-            for streams in GOALS:
-                found[turn][streams].append(await throughput(clients[turn], prompts, plan.load(streams), streams))
+    for turn in turns(_TURNS, plan.rounds, say):
+        for streams in GOALS:
+            found[turn][streams].append(await throughput(clients[turn], prompts, plan.load(streams), streams))
     for client in clients.values():
         await client.close()
     return found

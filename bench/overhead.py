@@ -12,7 +12,7 @@ from typing import Any
 from burrstone.bench.contenders import contenders
 from burrstone.bench.machine import machine
 from burrstone.bench.stream_client import GrpcClient, HttpClient, StreamClient
-from burrstone.bench.stream_load import Load, Prompts, throughput
+from burrstone.bench.stream_load import Load, Prompts, throughput, turns
 
 CONCURRENCIES = (8, 32)
 _TTFT_REQUESTS = 12
@@ -89,15 +89,11 @@ async def _load_in_turns(
     say("warming up")
     for client in clients.values():
         await throughput(client, prompts, plan.load, max(CONCURRENCIES))
-    for number in range(plan.rounds):
-        # Another target goes first each round, so that none always follows the same neighbour.
-        shift = number % len(_TARGETS)
-        for target in _TARGETS[shift:] + _TARGETS[:shift]:
-            say(f"round {number + 1} of {plan.rounds}: {target}")
-            client, found = clients[target], samples[target]
-            found.ttft_p50_ms.append(await _ttft_p50_ms(client, prompts))
-            for streams in CONCURRENCIES:
-                found.tokens_per_s[streams].append(await throughput(client, prompts, plan.load, streams))
+    for target in turns(_TARGETS, plan.rounds, say):
+        client, found = clients[target], samples[target]
+        found.ttft_p50_ms.append(await _ttft_p50_ms(client, prompts))
+        for streams in CONCURRENCIES:
+            found.tokens_per_s[streams].append(await throughput(client, prompts, plan.load, streams))
     for client in clients.values():
         await client.close()
     return samples

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,15 @@ class Prompts:
         text = f"{number}: {words}"
         prompt = {"messages": [{"role": "user", "content": text}]} if self._chat else {"prompt": text}
         return {"model": MODEL, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True} | prompt
+
+
+def turns(names: tuple[str, ...], rounds: int, say: Callable[[str], None]) -> Iterator[str]:
+    """Each name once a round; another one goes first each time, so that none always follows the same neighbour."""
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            say(f"round {number + 1} of {rounds}: {name}")
+            yield name
 
 
 async def throughput(client: StreamClient, prompts: Prompts, load: Load, streams: int) -> float:

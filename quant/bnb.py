@@ -12,9 +12,9 @@ import torch
 
 from burrstone.quant import vllm_compat as vllm
 from burrstone.quant.errors import UnsupportedModel
+from burrstone.quant.linears import OUTLIER_THRESHOLD
 from burrstone.quant.plugin import BITSANDBYTES
 
-_THRESHOLD = 6.0
 _FOUR_BITS = (
     "this checkpoint is quantized to 4 bits by bitsandbytes; burrstone reads its 8-bit format. On a GPU the package "
     "vllm-bnb-plugin reads 4 bits (install it with --no-deps, for it declares a vLLM of its own)"
@@ -52,7 +52,7 @@ class BitsAndBytesConfig(vllm.QuantizationConfig):
             raise UnsupportedModel(
                 f"bitsandbytes' 8 bits are computed on CPUs and NVIDIA GPUs, not {platform.device_name}"
             )
-        threshold = config.get("llm_int8_threshold", _THRESHOLD)
+        threshold = config.get("llm_int8_threshold", OUTLIER_THRESHOLD)
         if not isinstance(threshold, int | float) or not 0 <= threshold < float("inf"):
             raise UnsupportedModel(f"llm_int8_threshold must be a number from 0 up, got {threshold!r}")
         return cls(float(threshold), config.get("llm_int8_skip_modules"))

@@ -57,6 +57,18 @@ class Checkpoint:
                 yield file
 
 
+def tensor_bytes(file: Path) -> dict[str, int]:
+    """Tensor -> its size in a safetensors file, by the file's header: a length of 8 bytes, then JSON. Reads no tensor."""
+    with file.open("rb") as source:
+        header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
+    return {
+        name: end - start
+        for name, part in header.items()
+        if name != "__metadata__"
+        for start, end in [part["data_offsets"]]
+    }
+
+
 def find_checkpoint(model: str) -> Path:
     """The folder `model`, or the local snapshot of a hub id. Raises BadCheckpoint."""
     folder = Path(model).expanduser()

@@ -26,8 +26,11 @@ _EXIT_INTERRUPTED = 130
 _CALIBRATION_ROWS = 128
 _TEXT_ROWS = 64
 _ROW_TOKENS = 512
-_MAKING = ("out", "scheme", "method", "calibration", "observer", "granularity", "strength", "dampening", "keep")
-_MAKING_TOO = ("quantize_lm_head", "mixed_precision", "restart")
+_MAKING = (
+    *("out", "scheme", "method", "calibration", "observer", "granularity", "strength", "dampening", "keep"),
+    *("quantize_lm_head", "mixed_precision", "restart"),
+)
+_MARGINS = ("margin_perplexity", "margin_kl", "margin_task")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,7 +59,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
         )
     if not Path(arguments.out).name:
         raise QuantizeError(f"-o {arguments.out!r} names no folder to make")
-    _refuse_flags(arguments, ("text", *(() if arguments.mixed_precision else ("cases", *_margin_flags()))), "judging")
+    _refuse_flags(arguments, ("text", *(() if arguments.mixed_precision else ("cases", *_MARGINS))), "judging")
     recipe = _recipe(arguments)
     if not recipe.needs_data and arguments.mixed_precision is None:
         _refuse_flags(arguments, ("rows", "row_tokens"), "text, and this run reads none")
@@ -92,7 +95,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     if len(arguments.words) != 3:
         raise QuantizeError("give both models: burrstone quantize eval REFERENCE CANDIDATE --text PATH")
-    _refuse_flags(arguments, (*_MAKING, *_MAKING_TOO), "quantizing")
+    _refuse_flags(arguments, _MAKING, "quantizing")
     if arguments.text is None:
         raise QuantizeError(
             f"give --text PATH: text like your traffic that was not calibrated on; `{SMOKE}` to only try it"
@@ -156,10 +159,6 @@ def _margins(arguments: argparse.Namespace) -> Margins:
     if negative := [name for name, value in given.items() if value is not None and not value >= 0]:
         raise QuantizeError(f"a margin is at least 0, and {negative[0]} is {given[negative[0]]}")
     return Margins(**{name: value for name, value in given.items() if value is not None})
-
-
-def _margin_flags() -> tuple[str, ...]:
-    return ("margin_perplexity", "margin_kl", "margin_task")
 
 
 def _refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], purpose: str) -> None:

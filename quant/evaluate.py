@@ -25,7 +25,6 @@ from burrstone.quant.streamed import Batch, StreamedModel, available_memory_byte
 from burrstone.quant.texts import SMOKE_NOTICE, Tokens
 from burrstone.quant.verdict import Margins, Measured, judge
 
-_ROWS_A_BATCH = 8
 _GREEDY_ROWS = 16
 _GREEDY_PROMPT = 32
 _GREEDY_TOKENS = 32
@@ -98,7 +97,7 @@ class Evaluation:
         }
 
     def _run(self, model: StreamedModel, what: str) -> _Run:
-        text = [model.embed(rows) for rows in self._data.text.rows.split(_ROWS_A_BATCH)]
+        text = model.embed_all(self._data.text.rows)
         greedy = [] if self._greedy is None else [model.embed(self._greedy)]
         options = [[model.embed(option[None]) for option in case.options] for case in self._data.cases]
         batches = [*text, *greedy, *(batch for case in options for batch in case)]

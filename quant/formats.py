@@ -72,12 +72,13 @@ class Format:
         return {"past_key_values": RoundingCache()} if self.kv_int8 else {}
 
 
-def _encode_w8a8(weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    return {"weight": weight, "weight_scale": scale.reshape(1) if scale.numel() == 1 else scale}
+def _encode_beside(suffix: str) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+    """INT8 as it is, with its scale beside it: one a row, or one in all."""
+    return lambda weight, scale: {"weight": weight, suffix: scale.reshape(1) if scale.numel() == 1 else scale}
 
 
-def _decode_w8a8(parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return parts["weight"], parts["weight_scale"].float().reshape(-1, 1)
+def _decode_beside(suffix: str) -> Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]:
+    return lambda parts: (parts["weight"], parts[suffix].float().reshape(-1, 1))
 
 
 def _encode_packed(weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
@@ -106,14 +107,6 @@ def _encode_bnb(weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
 
 def _decode_bnb(parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return parts["weight"], parts["SCB"].float().reshape(-1, 1) / QMAX
-
-
-def _encode_neuron(weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    return {"weight": weight, "scale": scale.reshape(1) if scale.numel() == 1 else scale}
-
-
-def _decode_neuron(parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return parts["weight"], parts["scale"].float().reshape(-1, 1)
 
 
 def _announce_compressed(layout: str, activations: dict[str, Any] | None) -> Callable[..., dict[str, Any]]:
@@ -176,8 +169,8 @@ W8A8 = Scheme(
     "w8a8-int8",
     W8A8Linear,
     "weight_scale",
-    _encode_w8a8,
-    _decode_w8a8,
+    _encode_beside("weight_scale"),
+    _decode_beside("weight_scale"),
     _announce_compressed("int-quantized", _PER_TOKEN),
     granularities=("per-channel", "per-tensor"),
 )
@@ -196,8 +189,8 @@ NEURON = Scheme(
     "neuron-int8",
     W8A16Linear,
     "scale",
-    _encode_neuron,
-    _decode_neuron,
+    _encode_beside("scale"),
+    _decode_beside("scale"),
     _announce_neuron,
     granularities=("per-channel", "per-tensor"),
 )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from burrstone.quant.card import loss_table, model_card, record_quality
-from burrstone.quant.checkpoint import INDEX_FILE, Checkpoint
+from burrstone.quant.checkpoint import INDEX_FILE, Checkpoint, tensor_bytes
 from burrstone.quant.errors import QuantizeError
 from burrstone.quant.evaluate import Evaluation
 from burrstone.quant.formats import HEAD, OUR_KEY, Format, format_of
@@ -32,7 +32,6 @@ from burrstone.quant.streamed import Batch, StreamedModel
 from burrstone.quant.texts import Tokens
 from burrstone.quant.workspace import Workspace
 
-_ROWS_A_BATCH = 8
 _WRITTEN = ("config.json", INDEX_FILE, "quantization.json", "README.md")
 
 
@@ -143,8 +142,7 @@ class Job:
     def _batches(self, model: StreamedModel) -> list[Batch]:
         if not self.recipe.needs_data or self.tokens is None:
             return []
-        rows = self.tokens.rows
-        return [model.embed(rows[start : start + _ROWS_A_BATCH]) for start in range(0, len(rows), _ROWS_A_BATCH)]
+        return model.embed_all(self.tokens.rows)
 
     def _frame(self, model: StreamedModel, space: Workspace) -> None:
         """Embedding, last norm and head; with a KV-only recipe, every tensor."""
@@ -169,8 +167,9 @@ class Job:
         layers = space.state["layers"]
         while True:
             taken = space.state.setdefault("taken", 0)
-            for index in range(model.num_layers):
-                take_back(space, model, self.recipe, _shard(index, model.num_layers), index)
+            for index, layer in enumerate(layers):
+                if any(unit["kept"] for unit in layer["units"]):
+                    take_back(space, model, _shard(index, model.num_layers), index)
             self._write_rest(model, space, run)
             quality = verdict_of(evaluation, space, self.bar, taken)
             chosen = next_units(layers, max(1, taken))
@@ -189,12 +188,13 @@ class Job:
         return {*shards, *_WRITTEN, *(file.name for file in self.source.companions())}
 
     def _write_rest(self, model: StreamedModel, space: Workspace, run: dict[str, Any]) -> None:
-        weight_map, total = {}, 0
+        weight_map: dict[str, str] = {}
+        total = 0
         for index in range(model.num_layers + 1):
             shard = _shard(index, model.num_layers)
-            for name, tensor in space.load_tensors(shard).items():
-                weight_map[name] = shard
-                total += tensor.numel() * tensor.element_size()
+            sizes = tensor_bytes(space.folder / shard)
+            weight_map |= dict.fromkeys(sizes, shard)
+            total += sum(sizes.values())
         space.save_json(INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
         kept = kept_modules(space.state["layers"], model)
         space.copy(self.source.companions())

@@ -13,7 +13,7 @@ from burrstone.quant.linears import W8A16Linear
 from burrstone.quant.recipe import Recipe
 from burrstone.quant.rounding import quantize, round_trip, weight_scale
 from burrstone.quant.smoothing import InputStats, smooth
-from burrstone.quant.streamed import Batch, StreamedModel
+from burrstone.quant.streamed import Batch, StreamedModel, replace_module
 from burrstone.quant.structure import Unit, find_units
 
 _SAMPLE_TOKENS = 512
@@ -91,8 +91,7 @@ def quantize_layer(
         if name not in result.unrounded:
             result.tensors[name] = parameter.detach().to(stored[name]).cpu().contiguous()
     for name, module in rounded.items():
-        parent, _, child = name.rpartition(".")
-        setattr(layer.get_submodule(parent), child, module)
+        replace_module(layer, name, module)
     return result
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_QMAX = 127
+from burrstone.quant import rounding
+from burrstone.quant.rounding import QMAX
+
 # The largest of q: both halves at 127. (-128 may stand in `low` only.)
-_WIDE_QMAX = 256 * _QMAX + _QMAX
+_WIDE_QMAX = 256 * QMAX + QMAX
 
 
 def llm_int8_linear(x: Tensor, weight: Tensor, absmax: Tensor, threshold: float, bias: Tensor | None = None) -> Tensor:
@@ -27,7 +29,7 @@ def llm_int8_linear(x: Tensor, weight: Tensor, absmax: Tensor, threshold: float,
     bias: [N]; threshold 0: no outliers, plain INT8 -> [..., N] in x's dtype. Computes in float32 and int32.
     """
     low, high, step = quantize_tokens(x.reshape(-1, x.shape[-1]), threshold)
-    y = torch.ops.burrstone.llm_int8_product(low, high, weight) * step * (absmax / _QMAX)
+    y = torch.ops.burrstone.llm_int8_product(low, high, weight) * step * (absmax / QMAX)
     if bias is not None:
         y = y + bias
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
@@ -45,10 +47,10 @@ def quantize_tokens(x: Tensor, threshold: float) -> tuple[Tensor, Tensor | None,
     # A token of zeros still needs a step that can be divided by.
     floor = torch.finfo(torch.float32).tiny
     if threshold == 0:
-        step = (largest / _QMAX).clamp(min=floor)
+        step = (largest / QMAX).clamp(min=floor)
         return torch.round(x / step).to(torch.int8), None, step
     inlier = torch.where(size < threshold, size, 0.0).amax(dim=1, keepdim=True)
-    step = torch.maximum(inlier / _QMAX, largest / _WIDE_QMAX).clamp(min=floor)
+    step = torch.maximum(inlier / QMAX, largest / _WIDE_QMAX).clamp(min=floor)
     q = torch.round(x / step)
     high = torch.floor((q + 128) / 256)
     return (q - 256 * high).to(torch.int8), high.to(torch.int8), step
@@ -56,7 +58,7 @@ def quantize_tokens(x: Tensor, threshold: float) -> tuple[Tensor, Tensor | None,
 
 def dequantize(weight: Tensor, absmax: Tensor) -> Tensor:
     """weight: [N, K] int8; absmax: [N] f32 -> [N, K] f32."""
-    return weight * (absmax / _QMAX).unsqueeze(1)
+    return rounding.dequantize(weight, (absmax / QMAX).unsqueeze(1))
 
 
 @functools.cache

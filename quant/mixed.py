@@ -8,7 +8,6 @@ from typing import Any
 from burrstone.quant.checkpoint import Checkpoint
 from burrstone.quant.evaluate import Evaluation
 from burrstone.quant.progress import Bar
-from burrstone.quant.recipe import Recipe
 from burrstone.quant.streamed import StreamedModel
 from burrstone.quant.verdict import shown
 from burrstone.quant.workspace import Workspace
@@ -30,15 +29,14 @@ def next_units(layers: list[dict[str, Any]], number: int) -> list[tuple[int, int
     return [(index, position) for _, index, position in sorted(rounded, reverse=True)[:number]]
 
 
-def take_back(space: Workspace, model: StreamedModel, recipe: Recipe, shard: str, index: int) -> None:
+def take_back(space: Workspace, model: StreamedModel, shard: str, index: int) -> None:
     """Make a layer's shard hold the unrounded weights of all units that state.json marks as kept; may be repeated."""
-    scheme = recipe.scheme
     unrounded = space.load_tensors(unrounded_file(index))
     tensors = space.load_tensors(shard)
     for unit in space.state["layers"][index]["units"]:
         for module in unit["modules"] if unit["kept"] else ():
             full, plain = f"{model.prefix(index)}{module}", unrounded.get(f"{module}.weight")
-            if scheme is None or plain is None:
+            if plain is None:
                 continue
             bias = tensors.get(f"{full}.bias")
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{full}.")}

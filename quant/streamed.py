@@ -18,6 +18,8 @@ from burrstone.quant.checkpoint import Checkpoint, refuse_unsupported
 from burrstone.quant.errors import BadCheckpoint, BadData, UnsupportedModel
 from burrstone.quant.formats import Format, format_of
 
+_ROWS_A_BATCH = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -30,14 +32,10 @@ class Call:
 class _Absent(nn.Module):
     """Stands where a decoder layer was: notes how it is called, and hands on what it is given, or `output`."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.call: Call | None = None
         self.output: Tensor | None = None
-        # Some models ask a layer what kind it is.
-        for name in ("attention_type", "layer_type", "is_sliding", "layer_idx"):
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
 
     def forward(self, hidden: Tensor, *positional: Any, **named: Any) -> Tensor:
         self.call = Call(positional, named)
@@ -66,7 +64,7 @@ class StreamedModel:
         self._layers = list(self._decoder.layers)
         self.layer_prefix = _prefix_of(self.model, self._decoder.layers)
         self._refuse_further_layers()
-        self._absent = [_Absent(layer) for layer in self._layers]
+        self._absent = [_Absent() for _ in self._layers]
         self._decoder.layers = nn.ModuleList(self._absent)
         self._load_frame()
 
@@ -94,7 +92,7 @@ class StreamedModel:
         tensors = self.format.decode(self.checkpoint.tensors(self.prefix(index)))
         try:
             for name, linear in tensors.linears.items():
-                _replace(empty, name, linear)
+                replace_module(empty, name, linear)
             plain = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.plain.items()}
             where = f"{self.checkpoint.folder}, layer {index}"
             _assign(empty, plain, where)
@@ -102,7 +100,7 @@ class StreamedModel:
             yield empty.to(self.device)
         finally:
             for name in tensors.linears:
-                _replace(empty, name, modules[name])
+                replace_module(empty, name, modules[name])
             empty.to("meta")
 
     @torch.inference_mode()
@@ -120,6 +118,10 @@ class StreamedModel:
         if len(calls) != self.num_layers:
             raise UnsupportedModel(f"{self.checkpoint.folder}: its decoder does not call its layers in order")
         return Batch(tokens, embedded, calls)
+
+    def embed_all(self, rows: Tensor) -> list[Batch]:
+        """rows: [any number, length], in batches that go through a layer together."""
+        return [self.embed(some) for some in rows.split(_ROWS_A_BATCH)]
 
     @torch.inference_mode()
     def apply(self, layer: nn.Module, index: int, batch: Batch) -> Tensor:
@@ -169,7 +171,7 @@ class StreamedModel:
         where = str(self.checkpoint.folder)
         tensors = self.format.decode({name: self.checkpoint.tensor(name) for name in self.frame_names()})
         for name, linear in tensors.linears.items():
-            _replace(self.model, name, linear.to(self.device))
+            replace_module(self.model, name, linear.to(self.device))
         wanted = self.model.state_dict()
         # A tied head may be stored beside the embedding all the same.
         found = {
@@ -232,7 +234,8 @@ def _first_input(decoder: nn.Module, first: _Absent, tokens: Tensor) -> Tensor:
     return caught[0]
 
 
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule of that dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(root.get_submodule(parent), child, module)
 

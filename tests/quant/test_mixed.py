@@ -179,7 +179,7 @@ def _dies(operation: str, name: str, time: int = 1) -> Any:
         _dies("replace", "config.json", 2),
         _dies("replace", ".state.json", 5),
         _dies("replace", ".state.json", 6),
-        _dies("replace", "model-00002-of-00004.safetensors", 4),
+        _dies("replace", "model-00002-of-00004.safetensors", 3),
         _dies("replace", "README.md", 5),
         _dies("unlink", "unrounded-00000.weights"),
         _dies("unlink", "unrounded-00001.weights"),

@@ -4,12 +4,11 @@ import importlib.metadata
 import inspect
 import subprocess
 import sys
-import textwrap
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
+from contracts import Contracts, parameters, source
 from vllm.model_executor.layers import linear, logits_processor, quantization
 from vllm.model_executor.layers.fused_moe import routed_experts
 from vllm.model_executor.model_loader import weight_utils
@@ -21,26 +20,11 @@ from burrstone.quant import vllm_compat as vllm
 from burrstone.quant.bnb import BitsAndBytesConfig
 from burrstone.quant.bnb_linear import BitsAndBytesInt8LinearMethod
 
-Test = TypeVar("Test", bound=Callable[..., Any])
-_covered: set[str] = set()
-
-
-def contract(*symbols: str) -> Callable[[Test], Test]:
-    """Says which symbols of vllm_compat a test holds."""
-    _covered.update(symbols)
-    return lambda test: test
-
-
-def parameters(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)
-
-
-def source(function: Any) -> str:
-    return textwrap.dedent(inspect.getsource(function))
+contract = Contracts()
 
 
 def test_every_symbol_has_a_contract() -> None:
-    assert _covered == set(vllm.__all__)
+    assert contract.covered == set(vllm.__all__)
 
 
 def test_an_unknown_name_is_no_symbol() -> None:

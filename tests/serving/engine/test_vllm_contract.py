@@ -11,12 +11,13 @@ from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import vllm as vllm_package
+from contracts import Contracts, source
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.core_client import EngineCoreClient
@@ -27,15 +28,8 @@ from burrstone.serving.api.base import from_vllm_error
 from burrstone.serving.config import LimitsConfig
 from burrstone.serving.engine import vllm_compat as vllm
 
-Test = TypeVar("Test", bound=Callable[..., Any])
 LIMITS = LimitsConfig()
-_covered: set[str] = set()
-
-
-def contract(*symbols: str) -> Callable[[Test], Test]:
-    """Says which symbols of vllm_compat a test holds."""
-    _covered.update(symbols)
-    return lambda test: test
+contract = Contracts()
 
 
 def parameters(function: Any) -> dict[str, inspect.Parameter]:
@@ -43,7 +37,7 @@ def parameters(function: Any) -> dict[str, inspect.Parameter]:
 
 
 def calls_in(function: Any) -> list[ast.Call]:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    tree = ast.parse(source(function))
     return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
@@ -53,7 +47,7 @@ def declared(model: Any) -> set[str]:
 
 
 def test_every_symbol_has_a_contract() -> None:
-    assert _covered == set(vllm.__all__)
+    assert contract.covered == set(vllm.__all__)
 
 
 @contract("AsyncEngineArgs")

@@ -2,14 +2,13 @@
 
 import ast
 import inspect
-import textwrap
 from collections import deque
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import vllm.v1.engine.core as engine_core
+from contracts import Contracts, parameters, source
 from vllm.config import SchedulerConfig
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
@@ -22,22 +21,7 @@ from burrstone.serving.engine import vllm_core_compat as vllm
 from burrstone.serving.engine.scheduling import scheduler as ours
 from burrstone.serving.engine.scheduling.options import SCHEDULER_CLS
 
-Test = TypeVar("Test", bound=Callable[..., Any])
-_covered: set[str] = set()
-
-
-def contract(*symbols: str) -> Callable[[Test], Test]:
-    """Says which symbols of vllm_core_compat a test holds."""
-    _covered.update(symbols)
-    return lambda test: test
-
-
-def parameters(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)
-
-
-def source(function: Any) -> str:
-    return textwrap.dedent(inspect.getsource(function))
+contract = Contracts()
 
 
 def attributes_set(function: Any) -> set[str]:
@@ -52,7 +36,7 @@ def attributes_set(function: Any) -> set[str]:
 
 
 def test_every_symbol_has_a_contract() -> None:
-    assert _covered == set(vllm.__all__)
+    assert contract.covered == set(vllm.__all__)
 
 
 @contract("Scheduler")
