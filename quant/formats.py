@@ -36,6 +36,11 @@ class Scheme:
     scale_dtype: torch.dtype = torch.float32
     granularities: tuple[Granularity, ...] = ("per-channel",)
 
+    @property
+    def suffixes(self) -> set[str]:
+        """Of all the tensors that a module may have."""
+        return {*self.encode(torch.zeros(1, 1, dtype=torch.int8), torch.ones(1, 1)), "bias"}
+
 
 class Decoded(NamedTuple):
     """Tensors of a part of a model. linears: module name -> module with its weights. plain: everything else, by name."""
@@ -60,11 +65,18 @@ class Format:
             module = marked.removesuffix(f".{self.scheme.mark}")
             parts = {name: plain.pop(name) for name in list(plain) if name.startswith(f"{module}.")}
             by_suffix = {name.removeprefix(f"{module}."): tensor for name, tensor in parts.items()}
+            if surplus := sorted(set(by_suffix) - self.scheme.suffixes):
+                raise BadCheckpoint(f"quantized module {module}: {surplus[0]} is no part of {self.scheme.name}")
             try:
                 weight, scale = self.scheme.decode(by_suffix)
             except KeyError as error:
                 raise BadCheckpoint(f"quantized module {module} has no tensor {error}") from error
+            if weight.dim() != 2 or scale.shape[0] not in (1, len(weight)):
+                raise BadCheckpoint(f"quantized module {module}: weight {list(weight.shape)}, {len(scale)} scales")
             linears[module] = self.scheme.linear(weight, scale, by_suffix.get("bias"))
+        for name, tensor in plain.items():
+            if tensor.dtype == torch.int8:
+                raise BadCheckpoint(f"quantized module {name.rpartition('.')[0]} has no tensor '{self.scheme.mark}'")
         return Decoded(linears, plain)
 
     def layer_arguments(self) -> dict[str, Any]:
@@ -195,6 +207,7 @@ NEURON = Scheme(
     granularities=("per-channel", "per-tensor"),
 )
 SCHEMES = {scheme.name: scheme for scheme in (W8A8, W8A16, BNB, NEURON)}
+_NOT_HONOURED = ("transform_config", "kv_cache_scheme", "sparsity_config")
 # No change of weights: the server is told to keep keys and values in INT8.
 KV_INT8 = "kv-int8"
 
@@ -211,7 +224,14 @@ def format_of(config: dict[str, Any], where: Path) -> Format:
     if not isinstance(quantization, dict):
         raise UnsupportedModel(f"{where}: quantization_config in config.json is no object")
     method = quantization.get("quant_method")
+    if idle := [key for key in _NOT_HONOURED if quantization.get(key)]:
+        raise UnsupportedModel(
+            f"{where}: {idle[0]} in quantization_config changes what the model computes; not read here"
+        )
     if method == "bitsandbytes" and quantization.get("load_in_8bit"):
+        threshold = quantization.get("llm_int8_threshold", OUTLIER_THRESHOLD)
+        if threshold != OUTLIER_THRESHOLD:
+            raise UnsupportedModel(f"{where}: llm_int8_threshold {threshold!r}; only {OUTLIER_THRESHOLD} is read here")
         return Format(BNB, kv_int8)
     if method == "compressed-tensors":
         groups = list((quantization.get("config_groups") or {}).values())
@@ -221,7 +241,7 @@ def format_of(config: dict[str, Any], where: Path) -> Format:
             if (
                 quantization.get("format") == layout["format"]
                 and groups
-                and all(_key_facts(g) == known for g in groups)
+                and all(isinstance(group, dict) and _key_facts(group) == known for group in groups)
             ):
                 return Format(scheme, kv_int8)
     raise UnsupportedModel(

@@ -65,6 +65,7 @@ def quantize_layer(
     units = _units(model, layer, index, batches)
     stats = _observe(model, layer, index, batches, units, recipe, tick) if batches else {}
     strengths = _smooth_all(model, layer, index, batches, units, stats, recipe, stored)
+    _round_to_stored(layer, stored, {f"{name}.weight" for unit in units for name in unit.linears})
     result = LayerResult({}, {})
     rounded: dict[str, W8A16Linear] = {}
     for unit in units:
@@ -87,12 +88,19 @@ def quantize_layer(
             result.unrounded[f"{name}.weight"] = linear.weight.to(stored[f"{name}.weight"]).cpu()
         loss = sum(losses) / len(losses) if losses else 0.0
         result.units.append(UnitReport(list(unit.linears), loss, strengths.get(unit.name, 0.0), dampening, kept))
-    for name, parameter in layer.named_parameters():
+    for name, tensor in layer.state_dict().items():
         if name not in result.unrounded:
-            result.tensors[name] = parameter.detach().to(stored[name]).cpu().contiguous()
+            result.tensors[name] = tensor.to(stored[name]).cpu().contiguous()
     for name, module in rounded.items():
         replace_module(layer, name, module)
     return result
+
+
+def _round_to_stored(layer: nn.Module, stored: dict[str, torch.dtype], weights: set[str]) -> None:
+    """Gains and biases are stored in few bits; from here on they are what will be read. Not yet: the linear `weights`."""
+    for name, parameter in layer.named_parameters():
+        if name not in weights:
+            parameter.copy_(parameter.to(stored[name]).float())
 
 
 def _units(model: StreamedModel, layer: nn.Module, index: int, batches: list[Batch]) -> list[Unit]:

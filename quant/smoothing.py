@@ -5,6 +5,7 @@ into whatever makes x. The strength `a` is given, or searched for each unit as t
 leaving the unit as it is takes part in the search, so that smoothing is never chosen where it hurts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,23 +46,32 @@ def smooth(
         return 0.0
     weights = [layer.get_submodule(name).weight for name in unit.linears]
     source = unit.fold.source.to(stats.absmax.device)
+    producer = layer.get_submodule(unit.fold.producer)
     if strength is None:
-        strength = _best_strength(weights, stats, source, observer)
+        strength = _best_strength(weights, stats, source, observer, lambda wanted: _usable(producer, wanted, dtype))
     if strength == 0.0:
         return 0.0
-    producer = layer.get_submodule(unit.fold.producer)
-    factors = _divide_producer(producer, _factors(weights, stats.absmax, source, strength), dtype)[source]
+    usable = _usable(producer, _factors(weights, stats.absmax, source, strength), dtype)
+    _divide_producer(producer, usable, dtype)
+    factors = usable[source]
     for weight in weights:
         weight.mul_(factors)
     stats.divide(factors)
     return strength
 
 
-def _best_strength(weights: list[Tensor], stats: InputStats, source: Tensor, observer: Observer) -> float:
+def _best_strength(
+    weights: list[Tensor],
+    stats: InputStats,
+    source: Tensor,
+    observer: Observer,
+    usable: Callable[[Tensor], Tensor] = lambda factors: factors,
+) -> float:
+    """usable: the factors that a producer can really be divided by, for those that are wanted."""
     exact = [stats.sample @ weight.T for weight in weights]
     losses: dict[float, float] = {0.0: _loss(weights, stats.sample, exact, observer)}
     for strength in STRENGTHS:
-        factors = _factors(weights, stats.absmax, source, strength)[source]
+        factors = usable(_factors(weights, stats.absmax, source, strength))[source]
         losses[strength] = _loss([weight * factors for weight in weights], stats.sample / factors, exact, observer)
     return min(losses, key=losses.__getitem__)
 
@@ -85,21 +95,28 @@ def _factors(weights: list[Tensor], absmax: Tensor, source: Tensor, strength: fl
     return torch.where((largest_x > 0) & (largest_w > 0), factors.clamp(min=_SMALLEST), torch.ones_like(factors))
 
 
-def _divide_producer(producer: nn.Module, factors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Divide what `producer` makes by the factors; returns those that were really used, [rows].
+def _usable(producer: nn.Module, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """The factors that `producer` can be divided by, [rows], near those that are wanted.
 
     A norm's gain is stored in few bits. The quotient is rounded to them first, and the factor is what remains.
     """
+    if isinstance(producer, nn.Linear):
+        return factors
+    offset = gain_offset(producer)
+    gain = producer.weight + offset
+    stored = (gain / factors - offset).to(dtype).float() + offset
+    usable = (gain != 0) & (stored != 0) & torch.isfinite(stored)
+    return torch.where(usable, gain / torch.where(usable, stored, 1.0), torch.ones_like(gain))
+
+
+def _divide_producer(producer: nn.Module, factors: Tensor, dtype: torch.dtype) -> None:
+    """Divide what `producer` makes by usable factors."""
     bias = getattr(producer, "bias", None)
     if isinstance(producer, nn.Linear):
         producer.weight.div_(factors[:, None])
     else:
         offset = gain_offset(producer)
-        gain = producer.weight + offset
-        stored = (gain / factors - offset).to(dtype).float()
-        usable = (gain != 0) & (stored + offset != 0)
-        factors = torch.where(usable, gain / torch.where(usable, stored + offset, 1.0), torch.ones_like(gain))
-        producer.weight.copy_(torch.where(usable, stored, producer.weight))
+        quotient = ((producer.weight + offset) / factors - offset).to(dtype).float()
+        producer.weight.copy_(torch.where(factors == 1, producer.weight, quotient))
     if bias is not None:
         bias.div_(factors)
-    return factors

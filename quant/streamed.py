@@ -88,10 +88,11 @@ class StreamedModel:
     def layer(self, index: int) -> Iterator[nn.Module]:
         """The layer with its weights in float32; they are given back afterwards."""
         empty = self._layers[index]
-        modules = dict(empty.named_modules())
         tensors = self.format.decode(self.checkpoint.tensors(self.prefix(index)))
+        replaced: dict[str, nn.Module] = {}
         try:
             for name, linear in tensors.linears.items():
+                replaced[name] = _fitting(empty, name, linear, f"{self.checkpoint.folder}, layer {index}")
                 replace_module(empty, name, linear)
             plain = {name: tensor.to(self.device, torch.float32) for name, tensor in tensors.plain.items()}
             where = f"{self.checkpoint.folder}, layer {index}"
@@ -99,9 +100,9 @@ class StreamedModel:
             _check_complete(empty, where)
             yield empty.to(self.device)
         finally:
-            for name in tensors.linears:
-                replace_module(empty, name, modules[name])
-            empty.to("meta")
+            for name, module in replaced.items():
+                replace_module(empty, name, module)
+            _give_back(empty)
 
     @torch.inference_mode()
     def embed(self, tokens: Tensor) -> Batch:
@@ -171,6 +172,7 @@ class StreamedModel:
         where = str(self.checkpoint.folder)
         tensors = self.format.decode({name: self.checkpoint.tensor(name) for name in self.frame_names()})
         for name, linear in tensors.linears.items():
+            _fitting(self.model, name, linear, where)
             replace_module(self.model, name, linear.to(self.device))
         wanted = self.model.state_dict()
         # A tied head may be stored beside the embedding all the same.
@@ -238,6 +240,29 @@ def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` in the place of the submodule of that dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(root.get_submodule(parent), child, module)
+
+
+def _fitting(root: nn.Module, name: str, linear: nn.Module, where: str) -> nn.Module:
+    """The module whose place a quantized one may take. Raises BadCheckpoint when it may not."""
+    modules = dict(root.named_modules())
+    plain = modules.get(name)
+    if not isinstance(plain, nn.Linear):
+        raise BadCheckpoint(f"{where}: quantized module {name} is no part of its architecture")
+    if linear.weight.shape != (plain.out_features, plain.in_features):
+        shape = [plain.out_features, plain.in_features]
+        raise BadCheckpoint(f"{where}: quantized module {name} is {list(linear.weight.shape)}, and has to be {shape}")
+    if (linear.bias is None) != (plain.bias is None):
+        raise BadCheckpoint(
+            f"{where}: quantized module {name} {'lacks its' if linear.bias is None else 'has no place for a'} bias"
+        )
+    return plain
+
+
+def _give_back(layer: nn.Module) -> None:
+    """Free the weights. Buffers stay: those that checkpoints do not hold cannot be had again."""
+    for module in layer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
 
 
 def _assign(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

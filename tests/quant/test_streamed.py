@@ -202,7 +202,7 @@ def test_int8_checkpoints_compute_as_transformers_with_int8_layers(
     [
         "llama",
         "gemma3_text",
-        pytest.param("qwen2", marks=pytest.mark.xfail(strict=True, reason="its biases are rounded only when stored")),
+        "qwen2",
     ],
 )
 def test_a_quantized_layer_computes_as_the_stored_one_will(kind: str, scheme: Scheme, tmp_path: Path) -> None:
@@ -224,9 +224,6 @@ def test_a_quantized_layer_computes_as_the_stored_one_will(kind: str, scheme: Sc
 QUERY = "self_attn.q_proj"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a quantized module takes its place unseen: shape, bias and place are not checked"
-)
 @pytest.mark.parametrize(
     ("scheme", "left_out", "changes"),
     [
@@ -259,14 +256,12 @@ def test_a_quantized_module_that_does_not_fit_is_refused(
         logits_of(StreamedModel(Checkpoint(made)))
 
 
-@pytest.mark.xfail(strict=True, reason="buffers that no checkpoint holds are thrown away with the layer's weights")
 def test_a_layer_with_buffers_can_be_loaded_twice(tmp_path: Path) -> None:
     model = StreamedModel(Checkpoint(tiny_model(tmp_path / "tiny", "recurrent_gemma")))
     first = logits_of(model)
     assert torch.equal(logits_of(model), first)
 
 
-@pytest.mark.xfail(strict=True, reason="only parameters are stored")
 def test_a_layers_stored_buffers_are_stored_again(tmp_path: Path) -> None:
     model = StreamedModel(Checkpoint(tiny_model(tmp_path / "tiny", "gemma4_text", vocab_size_per_layer_input=257)))
     with model.layer(0) as layer:
