@@ -1,11 +1,12 @@
 """The model card: what was done, how to do it again, and what is known of the result."""
 
-import os
+import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from burrstone.quant.checkpoint import Checkpoint
+from burrstone.quant.disk import write_text
 from burrstone.quant.quality import write_quality
 from burrstone.quant.recipe import Recipe
 from burrstone.quant.texts import SMOKE_NOTICE, Tokens
@@ -112,15 +113,20 @@ def with_verdict(card: str, text: str) -> str:
 
 
 def record_quality(folder: Path, quality: dict[str, Any]) -> None:
-    """Write quality.json, and the verdict into the card."""
-    card = folder / "README.md"
-    text = with_verdict(
-        card.read_text(encoding="utf-8", errors="replace") if card.exists() else f"# {folder.name}\n", summary(quality)
-    )
-    scratch = folder / f".README.md.{os.getpid()}"
-    scratch.write_text(text)
-    os.replace(scratch, card)
+    """Write quality.json, and then the verdict into the card. quality: as for `write_quality`. Raises QuantizeError."""
     write_quality(folder, quality)
+    card = folder / "README.md"
+    before = card.read_text(encoding="utf-8", errors="replace") if card.exists() else f"# {folder.name}\n"
+    write_text(card, with_verdict(before, summary(quality)))
+
+
+def calibration_of(folder: Path) -> dict[str, Any]:
+    """What a checkpoint was calibrated on, as its quantization.json says; nothing for one that another tool made."""
+    try:
+        made = json.loads((folder / "quantization.json").read_text())
+        return dict(made["calibration"] or {})
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _data(calibration: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from burrstone.quant.errors import BadData
-from burrstone.quant.texts import chat_ids, jsonl_rows
+from burrstone.quant.texts import chat_ids, jsonl_rows, text_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,9 @@ def _case(row: dict[str, Any], where: str, tokenizer: Any) -> Case:
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
         raise BadData(f"{where}: `answer` is the number of the right choice, from 0 to {len(choices) - 1}")
     prompt = _prompt_ids(row, where, tokenizer)
-    answers = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
+    answers = [text_ids(choice, where, tokenizer, add_special_tokens=False) for choice in choices]
+    if not prompt or not all(answers):
+        raise BadData(f"{where}: the prompt and each answer need at least one token")
     options = tuple(torch.tensor([*prompt, *answer], dtype=torch.int64) for answer in answers)
     return Case(options, tuple(len(answer) for answer in answers), right)
 
@@ -74,5 +76,4 @@ def _prompt_ids(row: dict[str, Any], where: str, tokenizer: Any) -> list[int]:
         return chat_ids(row, where, tokenizer, add_generation_prompt=True)
     if not isinstance(row.get("prompt"), str) or not row["prompt"]:
         raise BadData(f"{where} has neither `prompt` nor `messages`")
-    ids: list[int] = tokenizer(row["prompt"])["input_ids"]
-    return ids
+    return text_ids(row["prompt"], where, tokenizer)

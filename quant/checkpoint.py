@@ -14,7 +14,9 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 # Weights in other forms, and what is written anew: not copied with the tokenizer and the rest.
 _NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", INDEX_FILE)
-_WRITTEN_ANEW = ("config.json", "README.md", "quality.json", "quantization.json")
+# With params.json beside them vLLM would look for Mistral's own layout of weights.
+_WRITTEN_ANEW = ("config.json", "params.json", "README.md", "quality.json", "quantization.json")
+_MISTRALS_OWN = "consolidated*.safetensors"
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -57,6 +59,14 @@ class Checkpoint:
                 yield file
 
 
+def refuse_second_weights(folder: Path) -> None:
+    """Raises BadCheckpoint for weights that vLLM would load in place of those that are read here."""
+    if found := sorted(file.name for file in folder.glob(_MISTRALS_OWN)):
+        raise BadCheckpoint(
+            f"{folder} holds {found[0]}, which vLLM loads in place of the weights that would be judged; move it away"
+        )
+
+
 def tensor_bytes(file: Path) -> dict[str, int]:
     """Tensor -> its size in a safetensors file, by the file's header: a length of 8 bytes, then JSON. Reads no tensor."""
     with file.open("rb") as source:
@@ -93,7 +103,9 @@ def refuse_unsupported(config: dict[str, Any], where: Path) -> None:
     """Raises UnsupportedModel for what is known not to work before any weight is read."""
     if "auto_map" in config:
         raise UnsupportedModel(f"{where} has `auto_map`, code of its own to run; such models are not quantized")
-    experts = [config[key] for key in _EXPERT_KEYS if config.get(key) is not None]
+    # A model of text and pictures keeps the text model's keys in an object of their own.
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    experts = [part[key] for part in parts for key in _EXPERT_KEYS if part.get(key) is not None]
     if any(not isinstance(number, int) or number > 1 for number in experts):
         raise UnsupportedModel(
             f"{where} is a mixture of experts ({config.get('model_type')}); only dense models are quantized here"

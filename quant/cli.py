@@ -20,7 +20,7 @@ schemes (--scheme; `+kv-int8` may be added to any):
   neuron-int8   keys of NxD Inference for Inferentia2 and Trainium1; UNVERIFIED there
   kv-int8       no weights: the KV cache in INT8, on CUDA alone
 
-methods (--method), each at least as good as the one before it on most models, and slower:
+methods (--method), each slower than the one before it; what a model needs is what its verdict says:
   rtn               round to nearest; needs no data
   smoothquant       first move outliers of activations into the weights
   gptq              let later columns make up for the rounding of earlier ones
@@ -29,7 +29,7 @@ methods (--method), each at least as good as the one before it on most models, a
 text files: .txt, .md, or .jsonl with {"text"}, {"messages"} or {"prompt", "completion"} a line; a folder of them; or
 `smoke`, a built-in set that shows that the machinery runs and nothing more.
 
-exit codes: 0 done (eval: passed), 1 eval: failed, 2 wrong usage, model or data
+exit codes: 0 done, 1 the verdict is a fail, 2 wrong usage, model or data, 3 the disk is full
 """
 
 

@@ -2,26 +2,29 @@
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, logging
+from transformers import logging
 
 from burrstone.quant.card import record_quality
 from burrstone.quant.cases import load_cases
 from burrstone.quant.checkpoint import Checkpoint, find_checkpoint
-from burrstone.quant.errors import BadCheckpoint, OutOfSpace, QuantizeError
+from burrstone.quant.errors import OutOfSpace, QuantizeError
 from burrstone.quant.evaluate import Data, Evaluation
 from burrstone.quant.job import Job, Result
+from burrstone.quant.judging import evaluate_checkpoint
 from burrstone.quant.progress import TerminalBar
 from burrstone.quant.recipe import Recipe
-from burrstone.quant.texts import SMOKE, SMOKE_NOTICE, Split, Tokens, load_tokens
+from burrstone.quant.texts import SMOKE, SMOKE_NOTICE, Split, Tokens, load_tokenizer, load_tokens
 from burrstone.quant.verdict import Margins, summary
 
 _EXIT_USAGE = 2
+_EXIT_DISK_FULL = 3
 _EXIT_INTERRUPTED = 130
 _CALIBRATION_ROWS = 128
 _TEXT_ROWS = 64
@@ -34,7 +37,7 @@ _MARGINS = ("margin_perplexity", "margin_kl", "margin_task")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit codes: 0 done (eval: passed), 1 eval: failed or disk full, 2 wrong usage, model or data."""
+    """Exit codes: 0 done, 1 the verdict is a fail, 2 wrong usage, model or data, 3 the disk is full."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -43,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _quantize(arguments)
     except OutOfSpace as error:
         print(f"burrstone: {error}", file=sys.stderr)
-        return 1
+        return _EXIT_DISK_FULL
     except QuantizeError as error:
         print(f"burrstone: {error}", file=sys.stderr)
         return _EXIT_USAGE
@@ -67,7 +70,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
         raise QuantizeError(f"{arguments.out} exists; remove it or choose another -o")
     source = _checkpoint(arguments, arguments.words[0])
     device = _device(arguments.device)
-    tokenizer = _tokenizer(source)
+    tokenizer = load_tokenizer(source.folder)
     tokens = None
     if recipe.needs_data:
         if arguments.calibration is None:
@@ -89,7 +92,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
             )
         result = Job(source, Path(arguments.out), recipe, tokens, bar, device, arguments.restart, until).run()
     print(json.dumps(asdict(result), indent=2) if arguments.json else _told(result, arguments.words[0]))
-    return 0
+    return 1 if result.verdict == "fail" else 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -103,14 +106,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     reference, candidate = (_checkpoint(arguments, word) for word in arguments.words[1:])
     if reference.folder == candidate.folder:
         raise QuantizeError(f"reference and candidate are both {reference.folder}")
-    tokenizer = _tokenizer(reference)
+    tokenizer = load_tokenizer(reference.folder)
     text = _tokens(arguments, arguments.text, tokenizer, _TEXT_ROWS, "held-out")
+    data, margins, device = _data(arguments, text, tokenizer), _margins(arguments), _device(arguments.device)
     with TerminalBar() as bar:
-        data = _data(arguments, text, tokenizer)
-        evaluation = Evaluation(reference, data, bar, margins=_margins(arguments), device=_device(arguments.device))
-        quality = evaluation.compare(candidate)
-    record_quality(candidate.folder, quality)
+        quality = evaluate_checkpoint(reference, candidate, data, bar, margins=margins, device=device)
+    # Told first: what took hours is not lost where it cannot be written.
     print(json.dumps(quality, indent=2) if arguments.json else summary(quality))
+    record_quality(candidate.folder, quality)
     return 0 if quality["verdict"] == "pass" else 1
 
 
@@ -125,14 +128,6 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 def _checkpoint(arguments: argparse.Namespace, word: str) -> Checkpoint:
     return Checkpoint(find_checkpoint(arguments.find_model(word)))
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadCheckpoint(f"{checkpoint.folder} has no tokenizer that can be read: {reason}") from error
 
 
 def _tokens(arguments: argparse.Namespace, source: str, tokenizer: Any, rows: int, split: Split) -> Tokens:
@@ -156,8 +151,8 @@ def _data(arguments: argparse.Namespace, text: Tokens, tokenizer: Any) -> Data:
 
 def _margins(arguments: argparse.Namespace) -> Margins:
     given = {"perplexity": arguments.margin_perplexity, "mean_kl": arguments.margin_kl, "task": arguments.margin_task}
-    if negative := [name for name, value in given.items() if value is not None and not value >= 0]:
-        raise QuantizeError(f"a margin is at least 0, and {negative[0]} is {given[negative[0]]}")
+    if wrong := [name for name, value in given.items() if value is not None and not 0 <= value < math.inf]:
+        raise QuantizeError(f"a margin is a number from 0 up, and {wrong[0]} is {given[wrong[0]]}")
     return Margins(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -188,4 +183,6 @@ def _told(result: Result, model: str) -> str:
         lines += ["lost most:", *(f"  {row['loss']:.1e}  {row['unit']}" for row in result.worst)]
     if result.kept:
         lines += [f"kept in 16 bits: {len(result.kept)} modules"]
+    if result.verdict is not None:
+        return "\n".join([*lines, f"verdict: {result.verdict}; more in {result.out}/README.md"])
     return "\n".join([*lines, f"next: burrstone quantize eval {model} {result.out} --text YOUR_TEXT"])

@@ -28,6 +28,8 @@ from burrstone.quant.verdict import Margins, Measured, judge
 _GREEDY_ROWS = 16
 _GREEDY_PROMPT = 32
 _GREEDY_TOKENS = 32
+# For the layers as they are read, beside what they become, and the KV cache.
+_HEADROOM = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,10 @@ class _Run:
 
 
 class Evaluation:
-    """One reference on one set of data, against any number of candidates. Raises QuantizeError's kinds."""
+    """One reference on one set of data, against any number of candidates. Raises QuantizeError's kinds.
+
+    reference_digest: over the reference's files, as they were when the evaluation was made.
+    """
 
     def __init__(
         self, reference: Checkpoint, data: Data, bar: Bar, *, margins: Margins = Margins(), device: str = "cpu"
@@ -61,10 +66,26 @@ class Evaluation:
                 f"rows of {data.text.rows.shape[1]} tokens, or shorter rows"
             )
         self._data, self._bar, self._margins, self._device = data, bar, margins, device
+        bar.say("reading the reference's weights")
+        self.reference_digest = weights_digest(reference.folder)
         model = StreamedModel(reference, device)
         self._greedy, self._no_greedy = self._generate(model)
         self._reference = self._run(model, "running the reference")
-        self._digest = weights_digest(reference.folder)
+
+    def refuse_calibrated(self, calibration: dict[str, Any]) -> None:
+        """Raises BadData where a row to judge on was calibrated on. calibration: as in quantization.json."""
+        text = self._data.text
+        if not text.smoke and calibration.get("name") == text.name and calibration["shape"][1] != text.rows.shape[1]:
+            raise BadData(
+                f"{text.name} was calibrated on, in rows of {calibration['shape'][1]} tokens; give --row-tokens "
+                f"{calibration['shape'][1]}, so that other rows of it can be told, or other text"
+            )
+        seen = set(calibration.get("rows", ())) & set(text.row_digests())
+        if seen:
+            raise BadData(
+                f"{text.name}: {len(seen)} of its {len(text.rows)} rows were calibrated on, which proves nothing; give other "
+                "text, or more of it"
+            )
 
     def facts(self) -> dict[str, Any]:
         """What decides a verdict, beside the candidate."""
@@ -76,12 +97,12 @@ class Evaluation:
             "margins": asdict(self._margins),
         }
 
-    def compare(self, candidate: Checkpoint) -> dict[str, Any]:
-        """What quality.json is to hold, as JSON values: figures, verdict, and what they are about."""
+    def compare(self, candidate: Checkpoint, looks: int = 1) -> dict[str, Any]:
+        """What quality.json is to hold, as JSON values: figures, verdict, and what they are about. looks: as of `judge`."""
         run = self._run(StreamedModel(candidate, self._device), "running the candidate")
         text, model = self._data.text, self._reference.model
         return {
-            **judge(self._measure(run), self._margins),
+            **judge(self._measure(run), self._margins, looks),
             "greedy": self._common_greedy(run),
             "text": {
                 "name": text.name,
@@ -90,7 +111,7 @@ class Evaluation:
                 "notice": SMOKE_NOTICE if text.smoke else None,
             },
             "cases": self._data.cases_name,
-            "reference": {"name": model.checkpoint.folder.name, "weights_digest": self._digest},
+            "reference": {"name": model.checkpoint.folder.name, "weights_digest": self.reference_digest},
             "date": datetime.now(UTC).date().isoformat(),
             "computed": f"float32 on {self._device}, with the kernels' rounding emulated",
             "versions": {name: version(name) for name in ("burrstone", "torch", "transformers")},
@@ -148,9 +169,9 @@ class Evaluation:
     @torch.inference_mode()
     def _generate(self, model: StreamedModel) -> tuple[Tensor | None, str | None]:
         """The reference's greedy text after the first rows' beginnings, [rows, prompt + new]; or why there is none."""
-        need, have = model.float32_bytes(), available_memory_bytes(self._device)
+        need, have = int(_HEADROOM * model.float32_bytes()), available_memory_bytes(self._device)
         if need > have:
-            return None, f"generating needs the reference in float32 at once: {need} bytes, and {have} are free"
+            return None, f"generating takes the reference in float32 at once, about {need} bytes, and {have} are free"
         tokens = self._data.text.rows[:_GREEDY_ROWS, :_GREEDY_PROMPT].to(self._device)
         cache = None
         self._bar.start(_GREEDY_TOKENS, "generating with the reference")

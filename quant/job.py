@@ -18,16 +18,16 @@ from torch import Tensor
 
 from burrstone.quant.card import loss_table, model_card, record_quality
 from burrstone.quant.checkpoint import INDEX_FILE, Checkpoint, tensor_bytes
-from burrstone.quant.errors import QuantizeError
+from burrstone.quant.errors import BadCheckpoint, QuantizeError
 from burrstone.quant.evaluate import Evaluation
 from burrstone.quant.formats import HEAD, OUR_KEY, Format, format_of
 from burrstone.quant.kv_cache import INT8_PER_TOKEN_HEAD
 from burrstone.quant.layer_job import quantize_layer
-from burrstone.quant.mixed import next_units, take_back, unrounded_file, verdict_of
+from burrstone.quant.mixed import most_looks, next_units, take_back, unrounded_file, verdict_of
 from burrstone.quant.progress import Bar
 from burrstone.quant.quality import weights_digest
 from burrstone.quant.recipe import Recipe
-from burrstone.quant.rounding import quantize, weight_scale
+from burrstone.quant.rounding import quantize
 from burrstone.quant.streamed import Batch, StreamedModel
 from burrstone.quant.texts import Tokens
 from burrstone.quant.workspace import Workspace
@@ -48,6 +48,7 @@ class Result:
     bytes_after: int
     kept: list[str]
     worst: list[dict[str, Any]]
+    verdict: str | None  # of mixed precision
     weights_digest: str
     peak_memory_bytes: int
     elapsed_s: float
@@ -74,6 +75,8 @@ class Job:
             raise QuantizeError(f"method {self.recipe.method} needs calibration data; give --calibration")
         if self.until is not None and self.recipe.scheme is None:
             raise QuantizeError(f"{self.recipe.schemes} rounds no weights that mixed precision could take back")
+        if self.until is not None and (calibrated := self._calibration_facts()) is not None:
+            self.until.refuse_calibrated(calibrated)
         model = StreamedModel(self.source, self.device)
         _refuse_idle_patterns(model, self.recipe)
         self.bar.say("reading the source's weights")
@@ -93,20 +96,28 @@ class Job:
             space.finish()
         finally:
             space.close()
-        return self._result(model, resumed, space.state["layers"], time.monotonic() - started_s)
+        return self._result(model, resumed, space.state, time.monotonic() - started_s)
 
     def _run_facts(self) -> dict[str, Any]:
         """Everything that decides a byte of the output."""
         return {
-            "source_digest": weights_digest(self.source.folder),
+            "source_digest": weights_digest(self.source.folder) if self.until is None else self.until.reference_digest,
             "recipe": json.loads(json.dumps(self.recipe.as_json())),
-            "calibration": None
-            if self.tokens is None
-            else {"name": self.tokens.name, "digest": self.tokens.digest, "shape": list(self.tokens.rows.shape)},
+            "calibration": self._calibration_facts(),
             "until": None if self.until is None else self.until.facts(),
             "device": self.device,
             "threads": torch.get_num_threads(),
             "versions": {name: importlib.metadata.version(name) for name in ("burrstone", "torch", "transformers")},
+        }
+
+    def _calibration_facts(self) -> dict[str, Any] | None:
+        if self.tokens is None:
+            return None
+        return {
+            "name": self.tokens.name,
+            "digest": self.tokens.digest,
+            "shape": list(self.tokens.rows.shape),
+            "rows": self.tokens.row_digests(),
         }
 
     def _layers(self, model: StreamedModel, space: Workspace) -> None:
@@ -154,8 +165,12 @@ class Job:
         frame = {name: self.source.tensor(name) for name in model.frame_names()}
         if self.recipe.quantize_lm_head and scheme is not None:
             weight: Tensor = model.model.get_output_embeddings().weight
+            if not bool(torch.isfinite(weight).all()):
+                raise BadCheckpoint(
+                    f"{HEAD}.weight holds values that are no numbers (inf or nan); the checkpoint is damaged"
+                )
             frame.pop(f"{HEAD}.weight", None)
-            scale = weight_scale(weight, self.recipe.observer, self.recipe.granularity).to(scheme.scale_dtype).float()
+            scale = self.recipe.scale_of(weight)
             parts = scheme.encode(quantize(weight, scale).cpu(), scale.cpu())
             frame |= {f"{HEAD}.{suffix}": tensor for suffix, tensor in parts.items()}
         space.save_tensors(_shard(model.num_layers, model.num_layers), frame)
@@ -165,13 +180,14 @@ class Job:
     ) -> None:
         """Leaves the last evaluation in the state, as `quality`; until then, a killed run starts here again."""
         layers = space.state["layers"]
+        looks = most_looks(layers)
         while True:
             taken = space.state.setdefault("taken", 0)
             for index, layer in enumerate(layers):
                 if any(unit["kept"] for unit in layer["units"]):
                     take_back(space, model, _shard(index, model.num_layers), index)
             self._write_rest(model, space, run)
-            quality = verdict_of(evaluation, space, self.bar, taken)
+            quality = verdict_of(evaluation, space, self.bar, taken, looks)
             chosen = next_units(layers, max(1, taken))
             if quality["verdict"] == "pass" or not chosen:
                 break
@@ -219,8 +235,8 @@ class Job:
             ours["kv_cache_dtype"] = INT8_PER_TOKEN_HEAD
         return config | {OUR_KEY: ours}
 
-    def _result(self, model: StreamedModel, resumed: int, layers: list[dict[str, Any]], elapsed_s: float) -> Result:
-        made = Checkpoint(self.out)
+    def _result(self, model: StreamedModel, resumed: int, state: dict[str, Any], elapsed_s: float) -> Result:
+        made, layers = Checkpoint(self.out), state["layers"]
         return Result(
             out=str(self.out),
             schemes=self.recipe.schemes,
@@ -231,6 +247,7 @@ class Job:
             bytes_after=made.num_bytes(),
             kept=kept_modules(layers, model),
             worst=worst_units(layers, model)[:5],
+            verdict=state["quality"]["verdict"] if "quality" in state else None,
             weights_digest=weights_digest(self.out),
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             elapsed_s=round(elapsed_s, 1),

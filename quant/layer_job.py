@@ -1,22 +1,25 @@
 """Quantizing one decoder layer: watch what flows through it, smooth, round, and say how much was lost."""
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from burrstone.quant.errors import QuantizeError
+from burrstone.quant.errors import BadCheckpoint, QuantizeError
 from burrstone.quant.gptq import gptq
 from burrstone.quant.linears import W8A16Linear
 from burrstone.quant.recipe import Recipe
-from burrstone.quant.rounding import quantize, round_trip, weight_scale
-from burrstone.quant.smoothing import InputStats, smooth
+from burrstone.quant.rounding import quantize, round_trip
+from burrstone.quant.smoothing import InputStats, Rounding, fold_holds, smooth
 from burrstone.quant.streamed import Batch, StreamedModel, replace_module
 from burrstone.quant.structure import Unit, find_units
 
 _SAMPLE_TOKENS = 512
+_PROBE_TOKENS = 16
+_NO_NUMBERS = "{} holds values that are no numbers (inf or nan); the checkpoint is damaged"
 # Smoothing only moves factors about: what the layer computes may change by float32's rounding and no more.
 _FOLD_TOLERANCE = 1e-3
 
@@ -57,12 +60,18 @@ def quantize_layer(
     recipe: Recipe,
     tick: Callable[[], None] = lambda: None,
 ) -> LayerResult:
-    """`layer` is changed in place and can be applied afterwards. `batches` may be empty for a recipe without data."""
+    """`layer` is changed in place and can be applied afterwards. `batches` may be empty for a recipe without data.
+
+    Raises BadCheckpoint for a layer that computes no numbers, QuantizeError where smoothing would change it.
+    """
     scheme = recipe.scheme
     stored = {name: tensor.dtype for name, tensor in model.checkpoint.tensors(model.prefix(index)).items()}
     if scheme is None:
         raise QuantizeError(f"{recipe.schemes} changes no weights")
-    units = _units(model, layer, index, batches)
+    units = _units(model, layer, index, batches, smooths=recipe.smooths)
+    for name in (name for unit in units for name in unit.linears):
+        if not bool(torch.isfinite(layer.get_submodule(name).weight).all()):
+            raise BadCheckpoint(_NO_NUMBERS.format(f"the weight of {model.prefix(index)}{name}"))
     stats = _observe(model, layer, index, batches, units, recipe, tick) if batches else {}
     strengths = _smooth_all(model, layer, index, batches, units, stats, recipe, stored)
     _round_to_stored(layer, stored, {f"{name}.weight" for unit in units for name in unit.linears})
@@ -76,7 +85,7 @@ def quantize_layer(
             if kept:
                 continue
             seen = stats.get(unit.name)
-            scale = weight_scale(linear.weight, recipe.observer, recipe.granularity).to(scheme.scale_dtype).float()
+            scale = recipe.scale_of(linear.weight)
             if recipe.compensates and seen is not None and seen.hessian is not None:
                 weight, dampening = gptq(linear.weight, scale, seen.hessian, dampening=recipe.dampening)
             else:
@@ -87,6 +96,8 @@ def quantize_layer(
             result.tensors |= {f"{name}.{suffix}": tensor.contiguous() for suffix, tensor in parts.items()}
             result.unrounded[f"{name}.weight"] = linear.weight.to(stored[f"{name}.weight"]).cpu()
         loss = sum(losses) / len(losses) if losses else 0.0
+        if not math.isfinite(loss):
+            raise BadCheckpoint(_NO_NUMBERS.format(f"what {model.prefix(index)}{unit.name} makes"))
         result.units.append(UnitReport(list(unit.linears), loss, strengths.get(unit.name, 0.0), dampening, kept))
     for name, tensor in layer.state_dict().items():
         if name not in result.unrounded:
@@ -103,9 +114,18 @@ def _round_to_stored(layer: nn.Module, stored: dict[str, torch.dtype], weights: 
             parameter.copy_(parameter.to(stored[name]).float())
 
 
-def _units(model: StreamedModel, layer: nn.Module, index: int, batches: list[Batch]) -> list[Unit]:
-    probe = batches[0] if batches else model.embed(torch.zeros(1, 4, dtype=torch.int64))
-    return find_units(layer, lambda: model.apply(layer, index, probe))
+def _units(model: StreamedModel, layer: nn.Module, index: int, batches: list[Batch], *, smooths: bool) -> list[Unit]:
+    """The layer's units, found by running it on a few tokens, with those folds only that hold."""
+    tokens = batches[0].tokens[:1, :_PROBE_TOKENS] if batches else torch.zeros(1, 4, dtype=torch.int64)
+    probe = model.embed(tokens)
+    if batches:
+        probe.hidden = batches[0].hidden[:1, : tokens.shape[1]]
+
+    def run() -> Tensor:
+        return model.apply(layer, index, probe)
+
+    units = find_units(layer, run)
+    return [unit if not smooths or fold_holds(layer, unit, run) else replace(unit, fold=None) for unit in units]
 
 
 def _observe(
@@ -164,6 +184,7 @@ def _smooth_all(
     if not recipe.smooths:
         return {}
     before = model.apply(layer, index, batches[0])
+    rounding = _rounding(recipe)
     strengths = {}
     for unit in reversed(units):
         # What is to stay as it is neither takes factors nor gives them.
@@ -171,7 +192,7 @@ def _smooth_all(
         if any(recipe.keeps(f"{model.prefix(index)}{name}") for name in touched):
             continue
         dtype = stored[f"{unit.fold.producer}.weight"] if unit.fold else torch.float32
-        strengths[unit.name] = smooth(layer, unit, stats[unit.name], recipe.strength, recipe.observer, dtype)
+        strengths[unit.name] = smooth(layer, unit, stats[unit.name], recipe.strength, rounding, dtype)
     change = float((model.apply(layer, index, batches[0]) - before).norm() / before.norm())
     if not change <= _FOLD_TOLERANCE:
         raise QuantizeError(
@@ -179,6 +200,11 @@ def _smooth_all(
             "use --method gptq or rtn"
         )
     return strengths
+
+
+def _rounding(recipe: Recipe) -> Rounding:
+    activations = nn.Identity() if recipe.scheme is None else recipe.scheme.linear.activations
+    return Rounding(activations, lambda weight: round_trip(weight, recipe.scale_of(weight)))
 
 
 def _loss(linear: nn.Module, rounded: W8A16Linear, seen: InputStats | None, scale: Tensor) -> float:

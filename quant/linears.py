@@ -5,12 +5,12 @@ Integer products are formed from float32 values that hold integers; sums beyond 
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
+from burrstone.quant.llm_int8 import quantize_tokens
 from burrstone.quant.rounding import dequantize, round_tokens
 
-# LLM.int8() keeps activation columns above this magnitude out of INT8 (Dettmers et al. 2022, arXiv 2208.07339).
+# LLM.int8() keeps activations from this magnitude out of INT8 (Dettmers et al. 2022, arXiv 2208.07339).
 OUTLIER_THRESHOLD = 6.0
 
 
@@ -25,7 +25,8 @@ class W8A16Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [..., K] -> [..., N]
         return nn.functional.linear(self.activations(x.float()), self.weight, self.bias).to(x.dtype)
 
-    def activations(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def activations(x: Tensor) -> Tensor:
         """What the product sees of x [..., K]."""
         return x
 
@@ -33,20 +34,22 @@ class W8A16Linear(nn.Module):
 class W8A8Linear(W8A16Linear):
     """With activations rounded to INT8, one scale a token."""
 
-    def activations(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def activations(x: Tensor) -> Tensor:
         return round_tokens(x)
 
 
 class BnbLinear(W8A16Linear):
-    """LLM.int8(): columns of x with a value at or above the threshold are multiplied unrounded, the others as W8A8.
+    """LLM.int8() as our engine computes it: values at or above the threshold in 16 bits, token by token.
 
-    Columns are chosen over all tokens of one call, as the library does.
+    bitsandbytes and transformers instead leave whole columns unrounded, those with such a value in any token of the call.
     """
 
-    def activations(self, x: Tensor) -> Tensor:
-        outlier = (x.abs() >= OUTLIER_THRESHOLD).reshape(-1, x.shape[-1]).any(dim=0)
-        unrounded = torch.where(outlier, x, 0.0)
-        return round_tokens(x - unrounded) + unrounded
+    @staticmethod
+    def activations(x: Tensor) -> Tensor:
+        low, high, step = quantize_tokens(x.reshape(-1, x.shape[-1]), OUTLIER_THRESHOLD)
+        q = low.float() if high is None else low.float() + 256 * high.float()
+        return (q * step).reshape(x.shape)
 
 
 LinearMaker = Callable[[Tensor, Tensor, Tensor | None], nn.Module]

@@ -3,6 +3,7 @@
 Twice as many at each try (1, 2, 4, ...), so that few evaluations are needed; the result is near the least, not the least.
 """
 
+import math
 from typing import Any
 
 from burrstone.quant.checkpoint import Checkpoint
@@ -16,6 +17,12 @@ from burrstone.quant.workspace import Workspace
 def unrounded_file(index: int) -> str:
     """Holds a layer's smoothed weights before rounding. Not *.safetensors: readers should not take it for weights."""
     return f"unrounded-{index:05}.weights"
+
+
+def most_looks(layers: list[dict[str, Any]]) -> int:
+    """How often the text may be looked at: with nothing taken back, then 1, 2, 4, ... units, then all."""
+    units = sum(len(layer["units"]) for layer in layers)
+    return 2 + math.ceil(math.log2(max(1, units)))
 
 
 def next_units(layers: list[dict[str, Any]], number: int) -> list[tuple[int, int]]:
@@ -46,9 +53,9 @@ def take_back(space: Workspace, model: StreamedModel, shard: str, index: int) ->
     space.save_tensors(shard, tensors)
 
 
-def verdict_of(evaluation: Evaluation, space: Workspace, bar: Bar, kept: int) -> dict[str, Any]:
+def verdict_of(evaluation: Evaluation, space: Workspace, bar: Bar, kept: int, looks: int) -> dict[str, Any]:
     """Evaluate the checkpoint as it stands in the work folder, and say how it did."""
-    found = evaluation.compare(Checkpoint(space.folder))
+    found = evaluation.compare(Checkpoint(space.folder), looks)
     ratio, mean_kl = shown(found["perplexity_ratio"], ".4f"), shown(found["mean_kl"], ".4f")
     bar.say(f"{kept} units kept: perplexity x{ratio}, mean KL {mean_kl}: {found['verdict']}")
     return found

@@ -11,11 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from burrstone.quant.disk import write_text
+
 QUALITY_FILE = "quality.json"
-FORMAT_VERSION = 1
+# 2: cases are judged by Tango's interval, and bnb-int8 as the engine computes it.
+FORMAT_VERSION = 2
 _SELF = "digest"
 # What tells of a checkpoint and may change without changing it.
 _ABOUT = (QUALITY_FILE, "README.md")
+# The one folder of a checkpoint that transformers reads.
+_TEMPLATES = "additional_chat_templates"
 _PIECE_BYTES = 8 * 2**20
 
 State = Literal["none", "passed", "failed", "stale", "unreadable"]
@@ -44,7 +49,12 @@ def standing(folder: Path) -> Standing:
         verdict, judged = quality["verdict"], quality["weights_digest"]
         ratio, mean_kl = quality["perplexity_ratio"], quality["mean_kl"]
         figures = [f"{float(value):.4f}" if value is not None else "no number" for value in (ratio, mean_kl)]
-        found = f"perplexity x{figures[0]}, mean KL {figures[1]} against {quality['reference']['name']}"
+        margins, text = quality["margins"], quality["text"]
+        found = (
+            f"perplexity x{figures[0]}, mean KL {figures[1]} against {quality['reference']['name']}; allowed "
+            f"x{1 + margins['perplexity']:g} and {margins['mean_kl']:g}, on {text['shape'][0]} rows of {text['name']}"
+            f"{', a SMOKE SET' if text['notice'] else ''}"
+        )
         date = str(quality["date"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return Standing(
@@ -60,26 +70,24 @@ def standing(folder: Path) -> Standing:
 
 
 def write_quality(folder: Path, quality: dict[str, Any]) -> None:
-    """Write quality.json whole or not at all. `quality` holds what an evaluation found, without the digests."""
-    bound = {"format_version": FORMAT_VERSION, "weights_digest": weights_digest(folder), **quality}
-    text = json.dumps({**bound, _SELF: _own_digest(bound)}, indent=2) + "\n"
-    scratch = folder / f".{QUALITY_FILE}.{os.getpid()}"
-    scratch.write_text(text)
-    os.replace(scratch, folder / QUALITY_FILE)
+    """Write quality.json. `quality`: what an evaluation found, with `weights_digest` of the files that it was found on;
+    without, they are hashed now, for a folder that nobody else can have touched. Raises QuantizeError.
+    """
+    digest = quality["weights_digest"] if "weights_digest" in quality else weights_digest(folder)
+    bound = {"format_version": FORMAT_VERSION, **quality, "weights_digest": digest}
+    text = json.dumps({**bound, _SELF: _own_digest(bound)}, indent=2, allow_nan=False) + "\n"
+    write_text(folder / QUALITY_FILE, text)
 
 
 def weights_digest(folder: Path) -> str:
     """sha256 over the checkpoint's files, tokenizer and templates included, by name and content; not over what tells of it."""
-    files = sorted(
-        file
-        for file in folder.iterdir()
-        if file.is_file() and file.name not in _ABOUT and not file.name.startswith(".")
-    )
+    own = (file for file in folder.iterdir() if file.name not in _ABOUT and not file.name.startswith("."))
+    files = sorted(file for file in (*own, *(folder / _TEMPLATES).rglob("*")) if file.is_file())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = list(pool.map(_file_digest, files))
     whole = hashlib.sha256()
     for file, digest in zip(files, digests, strict=True):
-        whole.update(f"{file.name}\0{digest}\n".encode())
+        whole.update(f"{file.relative_to(folder).as_posix()}\0{digest}\n".encode())
     return f"sha256:{whole.hexdigest()}"
 
 

@@ -4,9 +4,11 @@ import fnmatch
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from burrstone.quant.errors import QuantizeError
 from burrstone.quant.formats import KV_INT8, SCHEMES, Scheme
-from burrstone.quant.rounding import GRANULARITIES, OBSERVERS, Granularity, Observer
+from burrstone.quant.rounding import GRANULARITIES, OBSERVERS, Granularity, Observer, weight_scale
 
 _DAMPENING = 0.01
 METHODS = ("rtn", "smoothquant", "gptq", "smoothquant+gptq")
@@ -84,6 +86,11 @@ class Recipe:
 
     def keeps(self, module: str) -> bool:
         return any(fnmatch.fnmatchcase(module, pattern) for pattern in self.keep)
+
+    def scale_of(self, weight: Tensor) -> Tensor:
+        """The scales of a weight [N, K], as they will be stored; float32 [N, 1] or [1, 1]."""
+        scale = weight_scale(weight, self.observer, self.granularity)
+        return scale if self.scheme is None else scale.to(self.scheme.scale_dtype).float()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,11 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from burrstone.quant.rounding import Observer, round_tokens, round_trip, weight_scale
 from burrstone.quant.structure import Unit, gain_offset
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _SMALLEST = 1e-5
+# Of float32, in a norm whose gain is stored less 1.
+_FOLD_NOISE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What a format leaves of what a linear module reads [..., K], and of its weight [N, K]."""
+
+    activations: Callable[[Tensor], Tensor]
+    weight: Callable[[Tensor], Tensor]
 
 
 @dataclass(slots=True)
@@ -36,11 +45,11 @@ class InputStats:
 
 @torch.inference_mode()
 def smooth(
-    layer: nn.Module, unit: Unit, stats: InputStats, strength: float | None, observer: Observer, dtype: torch.dtype
+    layer: nn.Module, unit: Unit, stats: InputStats, strength: float | None, rounding: Rounding, dtype: torch.dtype
 ) -> float:
     """Smooth one unit of a layer in place, and its statistics with it; returns the strength, 0 for left as it was.
 
-    strength: None searches. dtype: what norms' gains are stored in; the factors are chosen so that these are exact.
+    strength: None searches for the one that loses least by `rounding`. dtype: what norms' gains are stored in; the factors are chosen so that these are exact.
     """
     if unit.fold is None:
         return 0.0
@@ -48,7 +57,7 @@ def smooth(
     source = unit.fold.source.to(stats.absmax.device)
     producer = layer.get_submodule(unit.fold.producer)
     if strength is None:
-        strength = _best_strength(weights, stats, source, observer, lambda wanted: _usable(producer, wanted, dtype))
+        strength = _best_strength(weights, stats, source, rounding, lambda wanted: _usable(producer, wanted, dtype))
     if strength == 0.0:
         return 0.0
     usable = _usable(producer, _factors(weights, stats.absmax, source, strength), dtype)
@@ -60,26 +69,54 @@ def smooth(
     return strength
 
 
+@torch.inference_mode()
+def fold_holds(layer: nn.Module, unit: Unit, run: Callable[[], Tensor]) -> bool:
+    """Whether factors can go from what makes the unit's input into the unit without a change of what `run()` returns.
+
+    Tried with powers of two, which round nothing: an activation between the two that is not linear shows, as does another
+    reader of the same norm. False for a unit without a fold. The layer is as before afterwards.
+    """
+    if unit.fold is None:
+        return False
+    producer = layer.get_submodule(unit.fold.producer)
+    weights = [layer.get_submodule(name).weight for name in unit.linears]
+    source = unit.fold.source.to(weights[0].device)
+    parts = [*producer.parameters(recurse=False), *weights]
+    kept = [part.clone() for part in parts]
+    before = run()
+    try:
+        factors = 2.0 ** (torch.arange(int(source.max()) + 1, device=source.device) % 3 - 1)
+        _divide_producer(producer, factors, torch.float32)
+        for weight in weights:
+            weight.mul_(factors[source])
+        change = run() - before
+    finally:
+        for part, value in zip(parts, kept, strict=True):
+            part.copy_(value)
+    # By element: a few massive activations would hide in a norm what happens to all the others.
+    return bool((change.abs() <= _FOLD_NOISE * (before.abs() + before.abs().median())).all())
+
+
 def _best_strength(
     weights: list[Tensor],
     stats: InputStats,
     source: Tensor,
-    observer: Observer,
+    rounding: Rounding,
     usable: Callable[[Tensor], Tensor] = lambda factors: factors,
 ) -> float:
     """usable: the factors that a producer can really be divided by, for those that are wanted."""
     exact = [stats.sample @ weight.T for weight in weights]
-    losses: dict[float, float] = {0.0: _loss(weights, stats.sample, exact, observer)}
+    losses: dict[float, float] = {0.0: _loss(weights, stats.sample, exact, rounding)}
     for strength in STRENGTHS:
         factors = usable(_factors(weights, stats.absmax, source, strength))[source]
-        losses[strength] = _loss([weight * factors for weight in weights], stats.sample / factors, exact, observer)
+        losses[strength] = _loss([weight * factors for weight in weights], stats.sample / factors, exact, rounding)
     return min(losses, key=losses.__getitem__)
 
 
-def _loss(weights: list[Tensor], tokens: Tensor, exact: list[Tensor], observer: Observer) -> float:
-    rounded = round_tokens(tokens)
+def _loss(weights: list[Tensor], tokens: Tensor, exact: list[Tensor], rounding: Rounding) -> float:
+    rounded = rounding.activations(tokens)
     return sum(
-        float((rounded @ round_trip(weight, weight_scale(weight, observer)).T - product).square().sum())
+        float((rounded @ rounding.weight(weight).T - product).square().sum())
         for weight, product in zip(weights, exact, strict=True)
     )
 

@@ -8,6 +8,7 @@ are loaded and applied one by one. Computes in float32, so that what is measured
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ from burrstone.quant.errors import BadCheckpoint, BadData, UnsupportedModel
 from burrstone.quant.formats import Format, format_of
 
 _ROWS_A_BATCH = 8
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,12 @@ def available_memory_bytes(device: str) -> int:
     """What can be taken without swapping."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    try:  # a container's limit
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return available
+    return available if limit == "max" else max(0, min(available, int(limit) - int(used)))
 
 
 def _skeleton(checkpoint: Checkpoint) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from burrstone.quant.errors import BadData
+from burrstone.quant.errors import BadCheckpoint, BadData
 
 SMOKE = "smoke"
 SMOKE_NOTICE = (
@@ -38,11 +38,16 @@ class Tokens:
     def smoke(self) -> bool:
         return self.name == SMOKE
 
+    def row_digests(self) -> list[str]:
+        """One of each row, by which it is known again."""
+        return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in self.rows]
+
 
 def load_tokens(source: str, tokenizer: Any, *, rows: int, length: int, split: Split, seed: int = 0) -> Tokens:
     """Up to `rows` rows of `length` tokens from a file, a folder of files, or "smoke". Raises BadData.
 
-    Documents are joined by the tokenizer's end token and cut; which rows are taken is drawn from `seed`.
+    Documents are joined by the tokenizer's end token and cut; which rows are taken is drawn from `seed`, those for
+    calibration from one end of a shuffled order and those held out from the other.
     """
     documents = list(_smoke(split, tokenizer) if source == SMOKE else _documents(Path(source), tokenizer))
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -51,10 +56,22 @@ def load_tokens(source: str, tokenizer: Any, *, rows: int, length: int, split: S
     if available == 0:
         raise BadData(f"{source}: {len(flat)} tokens are less than one row of {length}; give more text or shorter rows")
     whole = torch.tensor(flat[: available * length], dtype=torch.int64).reshape(available, length)
-    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:rows]
-    chosen = whole[order.sort().values].contiguous()
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
+    taken = order[:rows] if split == "calibration" else order[max(0, available - rows) :]
+    chosen = whole[taken.sort().values].contiguous()
     digest = hashlib.sha256(chosen.numpy().tobytes()).hexdigest()
     return Tokens(chosen, source, f"sha256:{digest}")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A checkpoint's own. Raises BadCheckpoint."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadCheckpoint(f"{folder} has no tokenizer that can be read: {reason}") from error
 
 
 def _smoke(split: Split, tokenizer: Any) -> Iterator[list[int]]:
@@ -79,7 +96,7 @@ def _documents(path: Path, tokenizer: Any) -> Iterator[list[int]]:
         if file.suffix == ".jsonl":
             yield from (row_ids(row, where, tokenizer) for where, row in jsonl_rows(file))
         elif file.suffix in _TEXT_SUFFIXES:
-            yield tokenizer(_read(file))["input_ids"]
+            yield text_ids(_read(file), str(file), tokenizer)
         else:
             raise BadData(f"{file} is none of .jsonl, .txt, .md")
 
@@ -106,7 +123,7 @@ def row_ids(row: dict[str, Any], where: str, tokenizer: Any) -> list[int]:
     parts = [row.get("text")] if "text" in row else [row.get("prompt"), row.get("completion")]
     if not all(isinstance(part, str) for part in parts):
         raise BadData(f"{where} has none of `text`, `messages`, or `prompt` with `completion`, as strings")
-    return _ids("".join(str(part) for part in parts), where, tokenizer)
+    return text_ids("".join(str(part) for part in parts), where, tokenizer)
 
 
 def chat_ids(row: dict[str, Any], where: str, tokenizer: Any, *, add_generation_prompt: bool) -> list[int]:
@@ -122,10 +139,11 @@ def chat_ids(row: dict[str, Any], where: str, tokenizer: Any, *, add_generation_
         )
     except Exception as error:  # templates raise what they like
         raise BadData(f"{where}: the model's chat template refuses `messages`: {error}") from error
-    return _ids(text, where, tokenizer, add_special_tokens=False)
+    return text_ids(text, where, tokenizer, add_special_tokens=False)
 
 
-def _ids(text: str, where: str, tokenizer: Any, **options: Any) -> list[int]:
+def text_ids(text: str, where: str, tokenizer: Any, **options: Any) -> list[int]:
+    """Raises BadData, which names `where`."""
     try:
         ids: list[int] = tokenizer(text, **options)["input_ids"]
     except (TypeError, UnicodeError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from burrstone.quant.statistics import CONFIDENCE, bounded_mean
+from burrstone.quant.statistics import CONFIDENCE, bounded_mean, lost_cases
 
 _LARGEST_EXPONENT = 700.0
 
@@ -37,10 +37,15 @@ class Measured:
     task: NDArray[np.float64]
 
 
-def judge(measured: Measured, margins: Margins) -> dict[str, Any]:
-    """The figures with their bounds, `verdict` ("pass" or "fail") and `reasons` for a fail, as JSON values."""
-    worse = bounded_mean(measured.nll_candidate - measured.nll_reference)
-    kl = bounded_mean(measured.kl)
+def judge(measured: Measured, margins: Margins, looks: int = 1) -> dict[str, Any]:
+    """The figures with their bounds, `verdict` ("pass" or "fail") and `reasons` for a fail, as JSON values.
+
+    looks: how many candidates may be tried on these data until one passes; the more, the surer each has to be, so that
+    the chance that any bad one passes stays 5 % (Bonferroni).
+    """
+    confidence = 1 - (1 - CONFIDENCE) / looks
+    worse = bounded_mean(measured.nll_candidate - measured.nll_reference, confidence)
+    kl = bounded_mean(measured.kl, confidence)
     figures: dict[str, Any] = {
         "perplexity_ratio": _exp(worse.mean),
         "perplexity_ratio_upper": _exp(worse.upper),
@@ -60,7 +65,7 @@ def judge(measured: Measured, margins: Margins) -> dict[str, Any]:
         reasons.append(f"mean KL may be {kl.upper:.4f} nats a token; {margins.mean_kl:g} is allowed")
     if len(measured.task):
         reference, candidate = measured.task.T
-        difference = bounded_mean(candidate - reference)
+        difference = lost_cases(measured.task, confidence)
         figures["task"] = {
             "cases": len(measured.task),
             "accuracy_reference": float(reference.mean()),
@@ -77,7 +82,8 @@ def judge(measured: Measured, margins: Margins) -> dict[str, Any]:
         "verdict": "fail" if reasons else "pass",
         "reasons": reasons,
         **_without_nonsense(figures),
-        "confidence": CONFIDENCE,
+        "confidence": round(confidence, 6),
+        "looks": looks,
         "margins": asdict(margins),
     }
 
@@ -126,10 +132,12 @@ def summary(quality: dict[str, Any]) -> str:
     lines = [
         about,
         "",
-        "| figure | found | at worst (95 %) | allowed |",
+        f"| figure | found | at worst ({quality['confidence']:.4g}) | allowed |",
         "|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
+    if quality["looks"] > 1:
+        lines += ["", f"Chosen on this text, as one of up to {quality['looks']} tries; the bounds allow for that."]
     if quality["reasons"]:
         lines += ["", *(f"- {reason}" for reason in quality["reasons"])]
     if text["notice"]:

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from burrstone.quant.errors import BadCheckpoint, Interfered, OutOfSpace, QuantizeError
+from burrstone.quant.disk import disk_errors, settle, sync
+from burrstone.quant.errors import BadCheckpoint, Interfered, OutOfSpace
 
 # Hidden, so that it is no file of the checkpoint: not copied from a source, not part of a digest.
 _STATE = ".state.json"
@@ -115,7 +116,7 @@ class Workspace:
         """Make OUT of the folder."""
         self.remove(_SCRATCH)
         with self._disk():
-            _sync(self.folder)
+            sync(self.folder)
             try:
                 os.rename(self.folder, self.out)
             except OSError as error:
@@ -124,8 +125,8 @@ class Workspace:
                 raise Interfered(f"{self.out} was made by somebody meanwhile; move it away and run again") from error
             # Only now: until the rename, it is by this file that a run goes on.
             (self.out / _STATE).unlink()
-            _sync(self.out)
-            _sync(self.out.parent)
+            sync(self.out)
+            sync(self.out.parent)
 
     def close(self) -> None:
         """Let others work on it."""
@@ -168,29 +169,13 @@ class Workspace:
         return state
 
     def _settle(self, scratch: Path, name: str) -> None:
-        _sync(scratch)
-        os.replace(scratch, self.folder / name)
-        _sync(self.folder)
+        settle(scratch, self.folder / name)
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
         try:
-            yield
-        except (OSError, SafetensorError) as error:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if full or any(word in str(error) for word in ("No space left", "quota exceeded", "File too large")):
-                self.remove(_SCRATCH)
-                raise OutOfSpace(
-                    f"{self.folder}: the disk is full; {self.layers_done} layers are kept, make room and run again"
-                ) from error
-            if isinstance(error, OSError):
-                raise QuantizeError(f"{self.folder} cannot be written: {error.strerror or error}") from error
+            with disk_errors(self.folder, f"{self.layers_done} layers are kept, make room and run again"):
+                yield
+        except OutOfSpace:
+            self.remove(_SCRATCH)
             raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,6 +27,8 @@ QUALITY: dict[str, Any] = {
     "mean_kl": 0.0045,
     "mean_kl_upper": 0.0056,
     "top1_agreement": 0.987,
+    "confidence": 0.95,
+    "looks": 1,
     "margins": {"perplexity": 0.02, "mean_kl": 0.02, "task": 0.02},
     "greedy": {"rows": 8, "tokens": 32, "mean_prefix": 12.5, "identical": 0.25},
     "text": {"name": "held.txt", "shape": [8, 48], "notice": None},
@@ -97,7 +99,7 @@ def test_the_command_of_a_mixed_checkpoint_makes_the_same_bytes(
 
 
 def test_words_that_a_shell_would_take_apart_are_quoted(tmp_path: Path) -> None:
-    tokens = tokens_of(write_text(tmp_path / "my text; rm.txt", seed=1))
+    tokens = tokens_of(write_text(tmp_path / "my text; rm.txt", seed=1), split="calibration")
     told = command_line("a model", "out $HOME", Recipe(keep=("*.o_proj",)), tokens)
     words = shlex.split(told)
     assert {"a model", "out $HOME", "*.o_proj", str(tmp_path / "my text; rm.txt")} < set(words)
@@ -107,7 +109,7 @@ def test_words_that_a_shell_would_take_apart_are_quoted(tmp_path: Path) -> None:
 
 def test_the_smoke_notice_is_in_the_card_and_own_data_in_its_place(model: Path, tmp_path: Path) -> None:
     smoke = load_tokens(SMOKE, byte_tokenizer(), rows=8, length=48, split="calibration")
-    own = tokens_of(write_text(tmp_path / "own.txt", seed=1))
+    own = tokens_of(write_text(tmp_path / "own.txt", seed=1), split="calibration")
     for tokens, noticed in ((smoke, True), (own, False)):
         out = tmp_path / f"out-{noticed}"
         Job(Checkpoint(model), out, Recipe(method="smoothquant"), tokens, SilentBar()).run()

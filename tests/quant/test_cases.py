@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import byte_tokenizer
+from tokenizers import normalizers
 
 from burrstone.quant.cases import Case, load_cases
 from burrstone.quant.errors import BadData
@@ -144,3 +145,23 @@ def test_a_longer_answer_is_not_worse_for_its_length(tokenizer: Any) -> None:
     case = case_of(["a", "bbbbbbbb"], 1, tokenizer)
     assert case.correct([telling(case.options[0], sure=3.0), telling(case.options[1], sure=4.0)])
     assert not case.correct([telling(case.options[0], sure=5.0), telling(case.options[1], sure=4.0)])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"prompt": "\\ud800", "completion": "a"}',
+        '{"prompt": "a", "completion": "\\ud800"}',
+        '{"messages": [{"role": "user", "content": "\\ud800"}], "completion": "a"}',
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_line(row: str, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"cases\.jsonl:2 is no valid text"):
+        load(tmp_path, tokenizer, {"prompt": "a", "completion": "b"}, row)
+
+
+def test_an_answer_of_no_tokens_is_refused(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("b", "")
+    with pytest.raises(BadData, match=r"cases\.jsonl:1: the prompt and each answer need at least one token"):
+        load(tmp_path, tokenizer, {"prompt": "a", "choices": ["c", "b"], "answer": 0})

@@ -180,6 +180,7 @@ def test_tensors_too_few_or_too_many_or_of_another_size_are_named(model: Path) -
         ({"num_experts": 2}, "mixture of experts"),
         ({"n_routed_experts": 64}, "mixture of experts"),
         ({"moe_num_experts": 4}, "mixture of experts"),
+        ({"text_config": {"num_experts": 128}}, "mixture of experts"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "code of its own to run; such models are not quantized"),
     ],
 )

@@ -1,6 +1,8 @@
 """`burrstone quantize` as it is typed: what each flag does, which go together, what is printed, and the exit codes."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from quant_runs import contents, layers_done, partial, write_text
-from tiny_models import tiny_model
+from tiny_models import edit_json, tiny_model
 from waiting import wait_until
 
+from burrstone.quant.checkpoint import Checkpoint
 from burrstone.quant.errors import OutOfSpace
+from burrstone.quant.evaluate import Evaluation
 from burrstone.quant.formats import KV_INT8, SCHEMES
 from burrstone.quant.job import Job
 from burrstone.quant.quality import standing, weights_digest
@@ -31,13 +35,14 @@ RTN = ("--method", "rtn")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_model(tmp_path_factory.mktemp("cli") / "tiny", num_hidden_layers=2)
     write_text(folder.with_name("text.txt"), seed=1)
+    write_text(folder.with_name("held.txt"), seed=2)
     folder.with_name("cases.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n' * 3)
     return folder
 
 
 @pytest.fixture
 def at(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to type in, with a model `tiny`, its quantized `done`, `text.txt` and `cases.jsonl`."""
+    """A folder to type in, with a model `tiny`, its quantized `done`, `text.txt`, `held.txt` and `cases.jsonl`."""
     shutil.copytree(model.parent, tmp_path / "at")
     monkeypatch.chdir(tmp_path / "at")
     yield tmp_path / "at"
@@ -86,7 +91,7 @@ def test_each_flag_of_making_reaches_the_recipe(flags: tuple[str, ...], recipe: 
 
 def test_the_flags_of_calibrating_and_of_mixed_precision(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--calibration", "text.txt", *SMALL, "--strength", "0.5", "--dampening", "0.02")
-    mixed = ("--mixed-precision", "text.txt", "--margin-perplexity", "9", "--margin-kl", "9", "--margin-task", "1")
+    mixed = ("--mixed-precision", "held.txt", "--margin-perplexity", "9", "--margin-kl", "9", "--margin-task", "1")
     assert typed("tiny", "-o", "out", *flags, *mixed, "--cases", "cases.jsonl") == 0
     assert "units kept" in capsys.readouterr().err
     run = json.loads((at / "out" / "quantization.json").read_text())
@@ -111,6 +116,77 @@ def test_eval_passes_or_fails_by_its_exit_code(at: Path, capsys: pytest.CaptureF
     assert "| task, 3 cases |" in capsys.readouterr().out
 
 
+def test_mixed_precision_that_cannot_pass_says_so_by_its_exit_code(
+    at: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # With every unit in 16 bits the head is still rounded.
+    flags = (*RTN, "--quantize-lm-head", "--mixed-precision", "held.txt", *SMALL, "--margin-kl", "0")
+    assert typed("tiny", "-o", "out", *flags, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == "fail"
+    assert standing(at / "out").state == "failed"
+    assert typed("tiny", "-o", "other", *RTN, "--mixed-precision", "held.txt", *SMALL, "--margin-kl", "0") == 0
+    assert "verdict: pass; more in other/README.md" in capsys.readouterr().out
+
+
+def test_text_that_was_calibrated_on_judges_nothing(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated = ("--method", "gptq", "--calibration", "text.txt", *SMALL)
+    assert typed("tiny", "-o", "out", *calibrated) == 0
+    assert typed("eval", "tiny", "out", "--text", "text.txt", *SMALL) == 2
+    assert "rows were calibrated on, which proves nothing; give other text, or more of it" in capsys.readouterr().err
+    assert typed("eval", "tiny", "out", "--text", "text.txt", "--rows", "8", "--row-tokens", "40") == 2
+    assert "was calibrated on, in rows of 48 tokens; give --row-tokens 48" in capsys.readouterr().err
+    assert typed("tiny", "-o", "mixed", *calibrated, "--mixed-precision", "text.txt") == 2
+    assert "rows were calibrated on" in capsys.readouterr().err
+    assert not (at / "mixed").exists() and not partial(at / "mixed").exists()
+    assert typed("eval", "tiny", "out", "--text", "held.txt", *SMALL) in (0, 1)
+
+
+@pytest.mark.parametrize("changed", ["tiny", "done"])
+@pytest.mark.usefixtures("done")
+def test_what_is_changed_while_it_is_judged_gets_no_verdict(
+    changed: str, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare = Evaluation.compare
+
+    def disturbed(self: Evaluation, candidate: Checkpoint) -> dict[str, object]:
+        found = compare(self, candidate)
+        edit_json(at / changed / "config.json", bos_token_id=3)
+        return found
+
+    monkeypatch.setattr(Evaluation, "compare", disturbed)
+    assert typed("eval", "tiny", "done", "--text", "held.txt", *SMALL) == 2
+    assert f"{at / changed} was changed while it was evaluated; nothing is recorded" in capsys.readouterr().err
+    assert standing(at / "done").state == "none"
+
+
+@pytest.mark.usefixtures("done")
+def test_a_candidate_that_would_be_served_otherwise_is_not_judged(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = ("eval", "tiny", "done", "--text", "held.txt", *SMALL)
+    template = at / "done" / "chat_template.jinja"
+    kept = template.read_text()
+    template.write_text(kept + "!")
+    assert typed(*judge) == 2
+    assert "done: its tokenizer's chat template differs from the reference's" in capsys.readouterr().err
+    template.write_text(kept)
+    (at / "done" / "consolidated.safetensors").write_bytes(b"")
+    assert typed(*judge) == 2
+    assert "holds consolidated.safetensors, which vLLM loads in place" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("done")
+def test_a_verdict_that_cannot_be_recorded_is_told_all_the_same(
+    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert typed("eval", "tiny", "done", "--text", "held.txt", *SMALL) == 2
+    told = capsys.readouterr()
+    assert "**PASS**" in told.out and f"{at / 'done'} cannot be written: Read-only file system" in told.err
+    assert not [file for file in (at / "done").iterdir() if file.name.startswith(".")]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -128,7 +204,14 @@ def test_eval_passes_or_fails_by_its_exit_code(at: Path, capsys: pytest.CaptureF
         (("tiny", "-o", "out", *RTN, "--margin-perplexity", "0.1"), "--margin-perplexity is for judging"),
         (("tiny", "-o", "out", *RTN, "--margin-task", "0.1"), "--margin-task is for judging"),
         (("tiny", "-o", "out", *RTN, "--mixed-precision", "none.txt"), "none.txt does not exist"),
-        (("tiny", "-o", "out", *RTN, "--mixed-precision", "text.txt", "--margin-kl", "-1"), "a margin is at least 0"),
+        (
+            ("tiny", "-o", "out", *RTN, "--mixed-precision", "text.txt", "--margin-kl", "inf"),
+            "a margin is a number from 0 up",
+        ),
+        (
+            ("tiny", "-o", "out", *RTN, "--mixed-precision", "text.txt", "--margin-kl", "-1"),
+            "a margin is a number from 0 up",
+        ),
         (("tiny", "-o", "out", *RTN, "--scheme", "int4"), "scheme 'int4' is not known; there are w8a8-int8"),
         (("tiny", "-o", "out", *RTN, "--observer", "x"), "observer is one of absmax"),
         (("tiny", "-o", "out", "--strength", "2"), "strength lies between 0 and 1, got 2.0"),
@@ -151,7 +234,7 @@ def test_eval_passes_or_fails_by_its_exit_code(at: Path, capsys: pytest.CaptureF
         (("eval", "tiny", "done", "--text", "text.txt", "--rows", "7", "--row-tokens", "48"), "7 rows are too few"),
         (
             ("eval", "tiny", "done", "--text", "text.txt", *SMALL, "--margin-task", "-1"),
-            "a margin is at least 0, and task",
+            "a margin is a number from 0 up, and task",
         ),
         (("eval", "tiny", "done", "--text", "text.txt", *SMALL, "--cases", "text.txt"), "text.txt:1 is not JSON"),
         *(
@@ -217,7 +300,8 @@ def test_json_is_one_object_on_stdout_and_nothing_else(at: Path, capsys: pytest.
     assert (result["out"], result["schemes"], result["num_layers"]) == ("out", "w8a8-int8", 2)
     assert result["weights_digest"] == weights_digest(at / "out")
     assert SMOKE_NOTICE in output.err
-    assert typed("eval", "tiny", "out", "--text", "smoke", *SMALL, "--json") == 0
+    wide = ("--margin-kl", "9", "--margin-perplexity", "9")
+    assert typed("eval", "tiny", "out", "--text", "smoke", *SMALL, *wide, "--json") == 0
     output = capsys.readouterr()
     quality = json.loads(output.out)
     stored = json.loads((at / "out" / "quality.json").read_text())
@@ -239,7 +323,7 @@ def test_own_text_gets_no_notice_and_too_little_of_it_is_said(at: Path, capsys: 
     ("error", "code", "told"),
     [
         (KeyboardInterrupt(), 130, "burrstone: stopped; the same command goes on from the last whole layer\n"),
-        (OutOfSpace("out.partial: the disk is full"), 1, "burrstone: out.partial: the disk is full\n"),
+        (OutOfSpace("out.partial: the disk is full"), 3, "burrstone: out.partial: the disk is full\n"),
     ],
     ids=repr,
 )

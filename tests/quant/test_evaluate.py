@@ -61,7 +61,7 @@ def shaken(model: Path, folder: Path) -> Path:
     other = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.mul_(1 + 0.01 * torch.randn(parameter.shape))
+            parameter.mul_(1 + 0.003 * torch.randn(parameter.shape))
     other.save_pretrained(folder / "shaken")
     return folder / "shaken"
 
@@ -147,9 +147,9 @@ def test_where_the_reference_does_not_fit_generation_is_left_out_and_said(
 ) -> None:
     monkeypatch.setattr(module, "available_memory_bytes", lambda _: 1000)
     found = Evaluation(Checkpoint(model), data, SilentBar()).compare(Checkpoint(honest))
-    need = StreamedModel(Checkpoint(model)).float32_bytes()
+    need = int(1.2 * StreamedModel(Checkpoint(model)).float32_bytes())
     assert found["greedy"] == {
-        "missing": f"generating needs the reference in float32 at once: {need} bytes, and 1000 are free"
+        "missing": f"generating takes the reference in float32 at once, about {need} bytes, and 1000 are free"
     }
     assert found["mean_kl"] == evaluation.compare(Checkpoint(honest))["mean_kl"]
 

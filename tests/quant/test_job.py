@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import math
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from quant_runs import RTN, Plan, contents, here, layers_done, make, partial, start, wait_layers, write_text
+from safetensors.torch import load_file, save_file
 from tiny_models import edit_json, tiny_model
 
 from burrstone.quant.checkpoint import Checkpoint
-from burrstone.quant.errors import BadData, Interfered, QuantizeError
+from burrstone.quant.errors import BadCheckpoint, BadData, Interfered, QuantizeError
 from burrstone.quant.quality import weights_digest
 from burrstone.quant.recipe import Recipe
 
@@ -264,6 +267,24 @@ def test_weights_that_no_layer_takes_are_refused(model: Path, tmp_path: Path) ->
     edit_json(short / "config.json", num_hidden_layers=2)
     with pytest.raises(QuantizeError):
         here(Plan(short, tmp_path / "out")).run()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("method", ["rtn", "smoothquant+gptq"])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "lm_head.weight"])
+def test_weights_that_are_no_numbers_are_refused(
+    value: float, method: str, name: str, text: Path, tmp_path: Path
+) -> None:
+    source = tiny_model(tmp_path / "source", tie_word_embeddings=False)
+    tensors = load_file(source / "model.safetensors")
+    tensors[name][3, 5] = value
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    recipe = Recipe(method=method, quantize_lm_head=True)
+    plan = Plan(source, tmp_path / "out", recipe, None if method == "rtn" else text)
+    module = name.removesuffix(".weight") if "layers" in name else name
+    with pytest.raises(BadCheckpoint, match=rf"{re.escape(module)}.* no numbers \(inf or nan\)"):
+        here(plan).run()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_source_s_own_state_json_is_no_state_of_ours(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from burrstone.quant.linears import OUTLIER_THRESHOLD, BnbLinear, W8A8Linear, W8A16Linear
+from burrstone.quant.llm_int8 import llm_int8_linear
 from burrstone.quant.rounding import QMAX, SCALE_FLOOR, quantize, weight_scale
 
 KINDS = (W8A16Linear, W8A8Linear, BnbLinear)
@@ -66,25 +67,23 @@ def test_w8a8_is_an_integer_product(case: tuple[Tensor, Tensor, Tensor, Tensor |
 
 @settings(deadline=None, max_examples=60)
 @given(cases())
-def test_bnb_multiplies_columns_with_outliers_unrounded(case: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
+def test_bnb_is_what_the_engines_layer_computes(case: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
     x, weight, scale, bias = case
-    columns = [j for j in range(x.shape[1]) if any(abs(v) >= OUTLIER_THRESHOLD for v in x[:, j].tolist())]
-    others = [j for j in range(x.shape[1]) if j not in columns]
-    wanted = exact(x[:, columns], weight[:, columns], scale, bias)
-    if others:
-        wanted = wanted + whole_numbers(x[:, others], weight[:, others], scale, None)
-    close(BnbLinear(weight, scale, bias)(x), wanted, case)
+    assume(x.shape[1] > 1)  # torch's product of int8 matrices leaves its result unset for one column
+    absmax = scale.expand(len(weight), 1)[:, 0] * QMAX
+    served = llm_int8_linear(x.float(), weight, absmax, OUTLIER_THRESHOLD, None if bias is None else bias.float())
+    close(BnbLinear(weight, scale, bias)(x.float()), served.double(), case)
 
 
-def test_bnbs_threshold_itself_is_an_outlier_and_one_token_makes_it_for_all() -> None:
+def test_bnbs_threshold_itself_is_an_outlier_of_its_own_token() -> None:
     weight, scale = torch.ones(1, 3, dtype=torch.int8), torch.ones(1, 1)
     linear = BnbLinear(weight, scale)
+    # The step is the largest inlier's, and the outlier stands on it to half a step.
     assert linear.activations(torch.tensor([[6.0, 0.011, 1.0]])).tolist() == [pytest.approx([6.0, 1 / 127, 1.0])]
     below = linear.activations(torch.tensor([[5.999, 0.011, 1.0]]))
     assert below.tolist() == [pytest.approx([5.999, 0.0, 21 * 5.999 / 127])]
     x = torch.tensor([[[-7.0, 0.0, 1.0]], [[0.003, 0.0, 1.0]]])
-    assert linear.activations(x)[1, 0, 0] == x[1, 0, 0]
-    assert linear.activations(x[1:])[0, 0, 0] != x[1, 0, 0]
+    assert torch.equal(linear.activations(x)[1], linear.activations(x[1:])[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,7 +126,8 @@ def test_bnb_is_what_the_library_computes(outliers: bool) -> None:
     with torch.no_grad():
         theirs = bitsandbytes.matmul(x.half(), quantized, bias=bias.half(), state=state).float()
         ours = BnbLinear(quantized, scale, bias)(x.half()).float()
-    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-2)
+    # The library leaves an outlier's column unrounded; here it is rounded to half a step of its token.
+    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=5e-2 if outliers else 2e-2)
     if outliers:
         # The tolerance is one that rounding the outliers too would not meet.
         rounded = W8A8Linear(quantized, scale, torch.arange(24.0))(x.half()).float()

@@ -21,6 +21,8 @@ FOUND: dict[str, Any] = {
     "mean_kl": 0.00456,
     "reference": {"name": "tiny", "weights_digest": "sha256:0"},
     "date": "2026-11-28",
+    "margins": {"perplexity": 0.02, "mean_kl": 0.02, "task": 0.02},
+    "text": {"name": "chats.jsonl", "shape": [64, 512], "notice": None},
 }
 
 
@@ -45,13 +47,38 @@ def flip(file: Path, bit: int) -> None:
 
 
 def test_a_passed_and_a_failed_verdict_are_told_with_their_figures(judged: Path) -> None:
-    figures = "perplexity x1.0012, mean KL 0.0046 against tiny"
+    figures = "perplexity x1.0012, mean KL 0.0046 against tiny; allowed x1.02 and 0.02, on 64 rows of chats.jsonl"
     assert standing(judged) == ("passed", f"passed on 2026-11-28: {figures}")
     write_quality(judged, FOUND | {"verdict": "fail"})
     assert standing(judged) == ("failed", f"failed on 2026-11-28: {figures}")
     for verdict in ("PASS", "", None, True):
         write_quality(judged, FOUND | {"verdict": verdict})
         assert standing(judged).state == "failed"
+
+
+def test_what_was_passed_and_on_what_is_told_beside_it(judged: Path) -> None:
+    wide = {"margins": FOUND["margins"] | {"perplexity": 9.0}}
+    smoke = {"text": {"name": "smoke", "shape": [8, 16], "notice": "a smoke test"}}
+    write_quality(judged, FOUND | wide | smoke)
+    assert standing(judged).text.endswith("; allowed x10 and 0.02, on 8 rows of smoke, a SMOKE SET")
+
+
+def test_further_templates_are_part_of_what_was_judged(made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "m"))
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tools.jinja").write_text("{{ messages }}")
+    write_quality(folder, FOUND)
+    assert standing(folder).state == "passed"
+    (templates / "tools.jinja").write_text("{{ tools }}")
+    assert standing(folder).state == "stale"
+
+
+def test_it_is_bound_to_the_files_that_were_judged_and_not_to_those_of_today(judged: Path) -> None:
+    before = weights_digest(judged)
+    flip(judged / "model-00001-of-00003.safetensors", 4000)
+    write_quality(judged, FOUND | {"weights_digest": before})
+    assert standing(judged).state == "stale"
 
 
 def test_without_a_file_the_command_that_writes_one_is_told(made: Path) -> None:
@@ -132,8 +159,9 @@ def test_a_verdict_copied_from_another_checkpoint_is_stale(judged: Path, tmp_pat
 
 
 def test_another_format_is_not_guessed_at(judged: Path) -> None:
-    edit_json(judged / QUALITY_FILE, format_version=2)
-    assert standing(judged) == ("unreadable", "quality.json is of format 2, not 1")
+    for other in (1, 3):
+        edit_json(judged / QUALITY_FILE, format_version=other)
+        assert standing(judged) == ("unreadable", f"quality.json is of format {other}, not 2")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '"x"', "5", "\xff\xfe", "NaN"])

@@ -10,14 +10,28 @@ from hypothesis import strategies as st
 from tiny_models import plant_outliers, tiny_model
 from torch import Tensor, nn
 
+from burrstone.quant import layer_job
 from burrstone.quant.checkpoint import Checkpoint
 from burrstone.quant.errors import QuantizeError
 from burrstone.quant.layer_job import LayerResult, quantize_layer
 from burrstone.quant.recipe import Recipe
-from burrstone.quant.smoothing import STRENGTHS, InputStats, _best_strength, _loss, smooth
+from burrstone.quant.rounding import round_tokens, round_trip, weight_scale
+from burrstone.quant.smoothing import (
+    STRENGTHS,
+    InputStats,
+    Rounding,
+    _best_strength,
+    _factors,
+    _loss,
+    fold_holds,
+    smooth,
+)
 from burrstone.quant.streamed import StreamedModel
 from burrstone.quant.structure import Fold, Unit, find_units
 
+W8A8 = Rounding(round_tokens, lambda weight: round_trip(weight, weight_scale(weight)))
+W8A16 = Rounding(torch.nn.Identity(), W8A8.weight)
+PER_TENSOR = Rounding(round_tokens, lambda weight: round_trip(weight, weight_scale(weight, "absmax", "per-tensor")))
 TOKENS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(5))
 
 
@@ -52,7 +66,7 @@ def test_a_layer_computes_the_same_after_every_fold(
             )
             model.apply(layer, 0, batch)
             stats = stats_of(seen[0])
-            assert smooth(layer, unit, stats, strength, "absmax", torch.bfloat16) == strength
+            assert smooth(layer, unit, stats, strength, W8A8, torch.bfloat16) == strength
             model.apply(layer, 0, batch)
             handle.remove()
             # The statistics went along.
@@ -79,14 +93,14 @@ def test_the_search_loses_no_more_than_any_strength_or_none() -> None:
     x = torch.randn(64, 32) * torch.logspace(-1, 2, 32)
     weights, source = [torch.randn(16, 32)], torch.arange(32)
     exact = [x @ weights[0].T]
-    best = _best_strength(weights, stats_of(x), source, "absmax")
+    best = _best_strength(weights, stats_of(x), source, W8A8)
 
     def loss(strength: float) -> float:
         factors = x.abs().amax(dim=0) ** strength / weights[0].abs().amax(dim=0) ** (1 - strength)
-        return _loss([weights[0] * factors], x / factors, exact, "absmax")
+        return _loss([weights[0] * factors], x / factors, exact, W8A8)
 
     assert loss(best) == min(loss(strength) for strength in STRENGTHS)
-    assert loss(best) < 0.5 * _loss(weights, x, exact, "absmax")
+    assert loss(best) < 0.5 * _loss(weights, x, exact, W8A8)
 
 
 def test_what_smoothing_would_hurt_stays() -> None:
@@ -94,7 +108,7 @@ def test_what_smoothing_would_hurt_stays() -> None:
     x = torch.randint(-126, 127, (32, 8)).float()
     x[:, 0], weight = 127.0, torch.randint(-126, 127, (4, 8)).float()
     weight[:, 0] = 127.0
-    assert _best_strength([weight], stats_of(x), torch.arange(8), "absmax") == 0.0
+    assert _best_strength([weight], stats_of(x), torch.arange(8), W8A8) == 0.0
 
 
 @pytest.mark.parametrize("dead", ["input", "weight", "gain"])
@@ -107,7 +121,7 @@ def test_channels_that_carry_nothing_stay(dead: str) -> None:
     if dead == "input":
         read[:, 0] = 0.0
     before = layer["norm"].weight[0].item()
-    smooth(layer, unit, stats_of(read), 0.5, "absmax", torch.float32)
+    smooth(layer, unit, stats_of(read), 0.5, W8A8, torch.float32)
     assert layer["norm"].weight[0].item() == before
     assert all(bool(torch.isfinite(parameter).all()) for parameter in layer.parameters())
 
@@ -115,7 +129,7 @@ def test_channels_that_carry_nothing_stay(dead: str) -> None:
 def test_a_unit_that_nothing_feeds_stays() -> None:
     layer, unit = pair([1.0, 2.0])
     stats: Any = None
-    assert smooth(layer, Unit(unit.linears, None), stats, 0.5, "absmax", torch.float32) == 0.0
+    assert smooth(layer, Unit(unit.linears, None), stats, 0.5, W8A8, torch.float32) == 0.0
 
 
 def lost(weights: list[Tensor], tokens: Tensor, exact: list[Tensor]) -> float:
@@ -153,7 +167,7 @@ class Scaled(nn.Module):
         readers, stats = [self.a.weight, self.b.weight], stats_of(x)
         size = sum(float(product.double().square().sum()) for product in exact)
         before = lost(readers, x, exact) / size
-        chosen = smooth(self, unit, stats, strength, "absmax", dtype)
+        chosen = smooth(self, unit, stats, strength, W8A8, dtype)
         for got, want in zip(self(), exact, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
         return chosen, before, lost(readers, stats.sample, exact) / size
@@ -203,7 +217,7 @@ def test_factors_are_the_papers_and_shared_by_channels_of_one_row(strength: floa
     x = torch.randn(9, 6 * group)
     stats = stats_of(x)
     before = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
-    assert smooth(layer, unit, stats, strength, "absmax", torch.bfloat16) == strength
+    assert smooth(layer, unit, stats, strength, W8A8, torch.bfloat16) == strength
     readers = torch.cat([before["a.weight"], before["b.weight"]])
     for row in range(6):
         mine = [row + 6 * copy for copy in range(group)]
@@ -238,6 +252,32 @@ def test_it_takes_outliers_out_of_activations(tmp_path: Path) -> None:
         assert smoothed[unit].loss < 0.2 * plain[unit].loss
 
 
+def test_the_strength_is_searched_for_what_the_format_rounds() -> None:
+    """What is best for one format is not for another."""
+    torch.manual_seed(1)
+    x, weight = torch.randn(64, 32), torch.randn(16, 32) * torch.where(torch.arange(32) < 2, 100.0, 1.0)
+    source, exact = torch.arange(32), [x @ weight.T]
+    found = {}
+    for rounding in (W8A8, W8A16, PER_TENSOR):
+        found[rounding] = _best_strength([weight], stats_of(x), source, rounding)
+        losses = {0.0: _loss([weight], x, exact, rounding)}
+        for strength in STRENGTHS:
+            factors = _factors([weight], x.abs().amax(dim=0), source, strength)
+            losses[strength] = _loss([weight * factors], x / factors, exact, rounding)
+        assert found[rounding] == min(losses, key=losses.__getitem__)
+    assert len(set(found.values())) == 3
+
+
+@pytest.mark.parametrize("recipe", [{}, {"schemes": "w8a16-int8"}, {"granularity": "per-tensor"}], ids=str)
+def test_a_layer_is_smoothed_by_what_its_own_format_rounds(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """A given strength never loses less than the one that is found, in the unit that is smoothed first."""
+    plant_outliers(tiny_model(tmp_path))
+    found = quantized(tmp_path, method="smoothquant", **recipe).units[-1]
+    for strength in STRENGTHS:
+        given = quantized(tmp_path, method="smoothquant", strength=strength, **recipe).units[-1]
+        assert given.strength == strength and found.loss <= given.loss * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3_text"])
 def test_what_a_later_fold_changes_is_smoothed_after_it(kind: str, tmp_path: Path) -> None:
     """At strength 0.5 input and weights share the difficulty, channel by channel, when all is done."""
@@ -255,9 +295,33 @@ def test_what_a_later_fold_changes_is_smoothed_after_it(kind: str, tmp_path: Pat
     torch.testing.assert_close(seen[0], weights.abs().amax(dim=0), rtol=2e-2, atol=0)
 
 
-def test_an_architecture_that_folds_do_not_fit_is_refused(tmp_path: Path) -> None:
-    # Its MLP squares what up_proj makes.
+@pytest.mark.parametrize(
+    ("kind", "smoothed"),
+    [("llama", 4), ("arcee", 3), ("nemotron", 3), ("diffllama", 3)],
+)
+def test_a_fold_that_changes_the_layer_is_left_out(kind: str, smoothed: int, tmp_path: Path) -> None:
+    # What stands between up_proj and down_proj squares, or a norm between v_proj and o_proj: both look like folds.
+    units = quantized(tiny_model(tmp_path, kind), method="smoothquant", strength=0.5).units
+    assert len(units) == 4 and [unit.strength for unit in units].count(0.5) == smoothed
+
+
+def test_a_layer_that_comes_out_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold may hold on the few tokens that it is tried on; the calibration's have the last word."""
+    monkeypatch.setattr(layer_job, "fold_holds", lambda *_: True)
     tiny_model(tmp_path, "arcee")
     with pytest.raises(QuantizeError, match="this architecture cannot be smoothed"):
         quantized(tmp_path, method="smoothquant")
     assert len(quantized(tmp_path, method="gptq").units) == 4
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "arcee"])
+def test_trying_a_fold_leaves_the_layer_as_it_was(kind: str, tmp_path: Path) -> None:
+    model = StreamedModel(Checkpoint(tiny_model(tmp_path, kind)))
+    batch = model.embed(TOKENS)
+    with model.layer(0) as layer, torch.inference_mode():
+        before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        units = find_units(layer, lambda: model.apply(layer, 0, batch))
+        holds = [fold_holds(layer, unit, lambda: model.apply(layer, 0, batch)) for unit in units]
+        assert holds == [True, True, True, kind != "arcee"]
+        assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+        assert not fold_holds(layer, Unit(units[0].linears, None), lambda: model.apply(layer, 0, batch))

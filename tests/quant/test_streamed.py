@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tiny_models import edit_json, tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from burrstone.quant import streamed
 from burrstone.quant.checkpoint import INDEX_FILE, Checkpoint
 from burrstone.quant.errors import BadCheckpoint, BadData, UnsupportedModel
 from burrstone.quant.formats import BNB, NEURON, SCHEMES, W8A8, W8A16, Format, Scheme
@@ -267,3 +269,17 @@ def test_a_layers_stored_buffers_are_stored_again(tmp_path: Path) -> None:
     with model.layer(0) as layer:
         result = quantize_layer(model, layer, 0, [model.embed(TOKENS)], Recipe(method="gptq"))
     assert "layer_scalar" in result.tensors
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted"), [("5000\n", 2000), ("max\n", None), ("1000\n", 0), (f"{1 << 60}\n", None), (None, None)]
+)
+def test_free_memory_is_the_container_s_where_that_is_less(
+    limit: str | None, wanted: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text("3000\n")
+    monkeypatch.setattr(streamed, "_CGROUP", tmp_path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**9))
+    assert streamed.available_memory_bytes("cpu") == (10**9 if wanted is None else wanted)

@@ -14,6 +14,9 @@ END = 256
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 
 
+SPLITS: tuple[Split, ...] = ("calibration", "held-out")
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return byte_tokenizer()
@@ -177,6 +180,16 @@ def test_rows_are_drawn_from_the_whole_alike_each_time(tokenizer: Any, tmp_path:
     other = load_tokens(str(tmp_path), tokenizer, rows=20, length=10, split="calibration", seed=1)
     assert other.digest != some.digest
     assert other.rows.shape == (20, 10)
+
+
+@pytest.mark.parametrize(("rows", "shared"), [(10, 0), (100, 0), (103, 1), (500, 205)])
+def test_calibration_and_held_out_rows_of_one_text_are_apart_while_there_are_enough(
+    rows: int, shared: int, tokenizer: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("".join(f"{n:05}" for n in range(410)))  # 205 rows, and an end token
+    parts = [load_tokens(str(tmp_path), tokenizer, rows=rows, length=10, split=split).row_digests() for split in SPLITS]
+    assert all(len(set(part)) == min(rows, 205) for part in parts)
+    assert len(set(parts[0]) & set(parts[1])) == shared
 
 
 def test_a_tokenizer_without_an_end_token_joins_documents_bare(tmp_path: Path) -> None:

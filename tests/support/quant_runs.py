@@ -27,7 +27,7 @@ from burrstone.quant.evaluate import Data, Evaluation
 from burrstone.quant.job import Job
 from burrstone.quant.progress import SilentBar
 from burrstone.quant.recipe import Recipe
-from burrstone.quant.texts import Tokens, load_tokens
+from burrstone.quant.texts import Split, Tokens, load_tokens
 from burrstone.quant.verdict import Margins
 from burrstone.quant.workspace import Workspace
 
@@ -124,7 +124,7 @@ def make(plan: Plan) -> str:
 
 def here(plan: Plan) -> Job:
     """The same as a job of this process."""
-    tokens = None if plan.text is None else tokens_of(plan.text)
+    tokens = None if plan.text is None else tokens_of(plan.text, split="calibration")
     until = None
     if plan.until is not None and plan.held_out is not None:
         text = tokens_of(plan.held_out)
@@ -140,8 +140,8 @@ def write_text(file: Path, seed: int) -> Path:
     return file
 
 
-def tokens_of(file: Path, rows: int = ROWS, length: int = LENGTH) -> Tokens:
-    return load_tokens(str(file), byte_tokenizer(), rows=rows, length=length, split="held-out")
+def tokens_of(file: Path, rows: int = ROWS, length: int = LENGTH, split: Split = "held-out") -> Tokens:
+    return load_tokens(str(file), byte_tokenizer(), rows=rows, length=length, split=split)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
