@@ -51,7 +51,7 @@ def contenders(say: Callable[[str], None]) -> Iterator[Contenders]:
 
 @contextlib.contextmanager
 def served(models: dict[str, str], say: Callable[[str], None]) -> Iterator[dict[str, int]]:
-    """Each model (name -> folder) behind a burrstone of its own; name -> HTTP port. Started one after the other."""
+    """Each model (name -> folder) behind a burrstone of its own, computing in bfloat16; name -> HTTP port. One after the other."""
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burrstone-bench-")))
         ports = {}
@@ -59,6 +59,7 @@ def served(models: dict[str, str], say: Callable[[str], None]) -> Iterator[dict[
             say(f"starting {name}")
             ports[name], grpc_port = free_port(), free_port()
             command, ready = _serve_command(model, ports[name], grpc_port), f"http://127.0.0.1:{ports[name]}/ready"
+            command += ["--engine.dtype", "bfloat16"]
             stack.enter_context(_running(name, command, {}, logs / f"{name}.log", ready))
         yield ports
 

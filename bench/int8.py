@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from burrstone.batching.errors import UsageError
 from burrstone.bench.contenders import served
 from burrstone.bench.machine import machine
 from burrstone.bench.stream_client import HttpClient
 from burrstone.bench.stream_load import Load, Prompts, throughput, turns
 from burrstone.serving.config import ServeConfig
-from burrstone.serving.engine.models import resolve_model
+from burrstone.serving.engine.models import model_config, resolve_model
 
 # Streams -> how many times as fast as bfloat16 it is to be.
 GOALS = {1: 1.5, 32: 1.2}
@@ -27,8 +28,9 @@ _TURNS = ("bf16", "int8", "bf16 again")
 
 @dataclass(frozen=True, slots=True)
 class Int8Plan:
-    """`checkpoint`: an INT8 checkpoint of the embedded model; None makes one. A stream alone makes more requests."""
+    """`checkpoint`: an INT8 checkpoint of `model`; None makes one. A stream alone makes more requests."""
 
+    model: str = ServeConfig().model
     rounds: int = 7
     output_tokens: int = 64
     quantize_lm_head: bool = False
@@ -39,8 +41,10 @@ class Int8Plan:
 
 
 def measure_int8(plan: Int8Plan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Raises RuntimeError when a server does not start."""
-    reference = resolve_model(ServeConfig().model, ServeConfig().cache_dir.expanduser(), say).path
+    """Raises UsageError for what cannot be compared, RuntimeError when a server does not start."""
+    if plan.checkpoint is not None:
+        _check_checkpoint(plan, plan.checkpoint)
+    reference = resolve_model(plan.model, ServeConfig().cache_dir.expanduser(), say).path
     with _int8_copy(plan, reference, say) as candidate, served({"bf16": reference, "int8": candidate}, say) as ports:
         found = asyncio.run(_in_turns(plan, ports, say))
     return summarize(plan, found)
@@ -62,12 +66,27 @@ def summarize(plan: Int8Plan, found: dict[str, dict[int, list[float]]]) -> dict[
             "tokens_per_s": {turn: round(statistics.median(found[turn][streams]), 1) for turn in _TURNS},
         }
     rows["setting"] = machine() | {
-        "model": "smollm2-135m-instruct",
+        "model": Path(plan.model).name,
         "rounds": plan.rounds,
         "output_tokens": plan.output_tokens,
         "quantize_lm_head": plan.quantize_lm_head,
+        "checkpoint": None if plan.checkpoint is None else plan.checkpoint.name,
     }
     return rows
+
+
+def _check_checkpoint(plan: Int8Plan, folder: Path) -> None:
+    from burrstone.quant.errors import QuantizeError
+    from burrstone.quant.formats import W8A8, format_of
+
+    if plan.quantize_lm_head:
+        raise UsageError("--quantize-lm-head is for the checkpoint that is made; --checkpoint has been made already")
+    try:
+        scheme = format_of(model_config(str(folder)), folder).scheme
+    except QuantizeError as error:
+        raise UsageError(str(error)) from error
+    if scheme is not W8A8:
+        raise UsageError(f"--checkpoint {folder} is no {W8A8.name} checkpoint")
 
 
 @contextlib.contextmanager
@@ -76,7 +95,7 @@ def _int8_copy(plan: Int8Plan, reference: str, say: Callable[[str], None]) -> It
         yield str(plan.checkpoint)
         return
     # Loaded only here: the quantizer brings torch and transformers along.
-    from burrstone.quant.checkpoint import Checkpoint
+    from burrstone.quant.checkpoint import Checkpoint, find_checkpoint
     from burrstone.quant.job import Job
     from burrstone.quant.progress import SilentBar
     from burrstone.quant.recipe import Recipe
@@ -85,15 +104,16 @@ def _int8_copy(plan: Int8Plan, reference: str, say: Callable[[str], None]) -> It
         say("making the INT8 checkpoint")
         recipe = Recipe(method="rtn", quantize_lm_head=plan.quantize_lm_head)
         out = Path(folder) / "int8"
-        Job(Checkpoint(Path(reference)), out, recipe, None, SilentBar()).run()
+        Job(Checkpoint(find_checkpoint(reference)), out, recipe, None, SilentBar()).run()
         yield str(out)
 
 
 async def _in_turns(
     plan: Int8Plan, ports: dict[str, int], say: Callable[[str], None]
 ) -> dict[str, dict[int, list[float]]]:
-    prompts = Prompts("chat")
-    clients = {turn: HttpClient(ports[turn.split()[0]], "chat") for turn in _TURNS}
+    # Not chat: a base model has no template for it.
+    prompts = Prompts("completions")
+    clients = {turn: HttpClient(ports[turn.split()[0]], "completions") for turn in _TURNS}
     found: dict[str, dict[int, list[float]]] = {turn: {streams: [] for streams in GOALS} for turn in _TURNS}
     say("warming up")
     for client in clients.values():

@@ -6,13 +6,27 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from burrstone.serving.config import ConfigError, EngineConfig, ServeConfig
+from burrstone.serving.engine.kv_cache import checkpoint_kv_cache_dtype
 from burrstone.serving.engine.models import ResolvedModel
 
 QUALITY_GROUP = "burrstone.checkpoint_quality"
 QUALITY_FILE = "quality.json"
 _PASSED = "passed"
-# vLLM's arguments that put other weights or another configuration in place of the files that were judged.
-REPLACING = ("config_format", "hf_config_path", "hf_overrides", "load_format", "model_weights", "quantization_config")
+# vLLM's arguments that change how fast, how many and how observed, and not what is computed from the files that were judged.
+HARMLESS = (
+    *("async_scheduling", "block_size", "cudagraph_capture_sizes", "data_parallel_size", "disable_log_stats"),
+    *(
+        "enable_log_requests",
+        "enable_sleep_mode",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "kv_cache_metrics",
+    ),
+    *("kv_events_config", "long_prefill_token_threshold", "max_cudagraph_capture_size", "max_logprobs"),
+    *("max_num_queued_reqs", "max_num_queued_tokens", "max_num_scheduled_tokens", "max_parallel_loading_workers"),
+    *("num_gpu_blocks_override", "otlp_traces_endpoint", "pipeline_parallel_size", "prefix_caching_hash_algo"),
+    *("scheduling_policy", "shutdown_timeout", "stream_interval", "watermark"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +51,7 @@ def examine(config: ServeConfig, model: ResolvedModel, say: Callable[[str], None
     Raises ConfigError under `require_verdict` unless these very files have passed and nothing else is loaded.
     """
     if config.require_verdict:
-        _check_nothing_replaced(config.engine)
+        _check_nothing_replaced(config.engine, model)
     verdict = _hub_verdict(model.path) if model.folder is None else _folder_verdict(model.folder, say)
     if config.require_verdict and verdict.state != _PASSED:
         raise ConfigError(
@@ -71,8 +85,8 @@ def warning(verdict: Verdict, model: ResolvedModel) -> str | None:
 
 def files_stamp(folder: Path) -> str:
     """Differs after any change to the folder's files: names, inodes, sizes, times of change."""
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    found = [(file.name, file.stat()) for file in files]
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    found = [(file.relative_to(folder).as_posix(), file.stat()) for file in files]
     return repr([(name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found])
 
 
@@ -108,11 +122,14 @@ def _evaluated(folder: Path) -> bool:
     return (folder / QUALITY_FILE).is_file()
 
 
-def _check_nothing_replaced(engine: EngineConfig) -> None:
-    set_here = [f"engine.vllm_args.{key}" for key in REPLACING if key in engine.vllm_args]
+def _check_nothing_replaced(engine: EngineConfig, model: ResolvedModel) -> None:
+    set_here = [f"engine.vllm_args.{key}" for key in engine.vllm_args if key not in HARMLESS]
     set_here += ["engine.quantization"] if engine.quantization is not None else []
+    # The cache is part of what was judged: in 16 bits, or as the checkpoint asks.
+    judged = ("auto", checkpoint_kv_cache_dtype(model.config))
+    set_here += ["engine.kv_cache_dtype"] if engine.kv_cache_dtype not in judged else []
     if set_here:
         raise ConfigError(
-            f"require_verdict is on, and {', '.join(set_here)} would load something else than what the verdict is about; "
+            f"require_verdict is on, and {', '.join(set_here)} may compute something else than what the verdict is about; "
             "leave it out, or set require_verdict to false"
         )

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import json
+import re
 import signal
 import ssl
 import sys
@@ -96,17 +97,20 @@ def _wait_ready(config: ServeConfig, cluster: Cluster, progress: Progress, stop:
         progress.say(_starting_detail(config) or "starting the engine's process")
         if state.failed or progress.elapsed_s - started_s > config.replica.start_timeout_s:
             log_dir = cluster.log_dir()
-            print(f"{state.message}\nburrstone: the engine did not start: {_cause(state.message)}", file=sys.stderr)
+            print(f"{state.message}\nburrstone: the engine did not start: {cause(state.message)}", file=sys.stderr)
             if log_dir:
                 print(f"Its logs are in {log_dir}", file=sys.stderr)
             return False
     return False
 
 
-def _cause(message: str) -> str:
-    """The last line of Serve's account, which ends with the traceback's exception."""
+def cause(message: str) -> str:
+    """The last line of Serve's account, which ends with the traceback's exception. pydantic adds words of its own."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "it took longer than replica.start_timeout_s"
+    said = [line for line in lines if not line.startswith("For further information visit")]
+    if not said:
+        return "it took longer than replica.start_timeout_s"
+    return re.sub(r" \[type=\w+, input_value=.*\]$", "", said[-1]).removeprefix("Value error, ")
 
 
 def _check_ports(config: ServeConfig) -> None:

@@ -22,6 +22,8 @@ _KV_CONTEXTS = 4
 _KV_DEFAULT_CONTEXT = 4096
 _KV_SHARE = 0.2
 _KV_MIN_BYTES = 256 * 2**20
+# What vLLM's CPU attention declares, and the 16 bits that "auto" may stand for.
+_KV_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
 _TCMALLOC = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 
 
@@ -33,8 +35,11 @@ def cpu_environment(config: ServeConfig, hardware: Hardware, environ: Mapping[st
     }
     environment = shared_environment(config, environ) | {key: environ.get(key, value) for key, value in wanted.items()}
     preload = [path for path in (libiomp5(), tcmalloc()) if path is not None]
-    already = environ.get("LD_PRELOAD", "")
-    environment["LD_PRELOAD"] = ":".join([*([already] if already else []), *map(str, preload)])
+    already = environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    if libiomp5() is not None:
+        # Two OpenMP runtimes in one process: vLLM stops at its start.
+        already = [path for path in already if not Path(path).name.startswith("libgomp")]
+    environment["LD_PRELOAD"] = ":".join([*already, *map(str, preload)])
     return environment
 
 
@@ -77,8 +82,8 @@ def check_cpu(config: ServeConfig, hardware: Hardware) -> None:
         )
     if wrong_on_cpu(config.engine.kv_cache_dtype):
         raise ConfigError(
-            f"engine.kv_cache_dtype {config.engine.kv_cache_dtype!r} crashes or gives wrong answers on the CPU; "
-            "use auto or fp8"
+            f"engine.kv_cache_dtype {config.engine.kv_cache_dtype!r} is none that vLLM's CPU backend computes (it may take "
+            f"it and give wrong answers); use auto or fp8 (there are {', '.join(_KV_DTYPES)})"
         )
     if config.engine.dtype == "float32" and config.engine.kv_cache_dtype in ("bfloat16", "float16"):
         raise ConfigError(
@@ -88,8 +93,8 @@ def check_cpu(config: ServeConfig, hardware: Hardware) -> None:
 
 
 def wrong_on_cpu(kv_cache_dtype: str) -> bool:
-    """Whether vLLM takes this type on the CPU without an error and then crashes or computes wrong answers."""
-    return kv_cache_dtype.startswith(("int8", "int4"))
+    """Whether vLLM takes this type on the CPU, perhaps without an error, and then crashes or computes wrong answers."""
+    return kv_cache_dtype not in _KV_DTYPES
 
 
 def libiomp5() -> Path | None:

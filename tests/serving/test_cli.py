@@ -11,12 +11,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from burrstone.serving.cli import doctor
 from burrstone.serving.cli.main import main
+from burrstone.serving.cli.serve import cause
 from burrstone.serving.config import ServeConfig
 from burrstone.serving.config_load import options
 from burrstone.serving.hardware import Hardware
@@ -31,6 +33,19 @@ def test_version(capsys: Capture) -> None:
         main(["--version"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out == f"burrstone {importlib.metadata.version('burrstone')}\n"
+
+
+def test_the_cause_of_a_failed_start_is_what_was_raised() -> None:
+    def refuse(value: int) -> int:
+        raise ValueError(f"{value} bits are not read here; install what reads them")
+
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(Annotated[int, AfterValidator(refuse)]).validate_python(4)
+    account = f"The deployment failed to start:\nTraceback ...\npydantic_core.ValidationError: {caught.value}\n"
+    assert "errors.pydantic.dev" in account.splitlines()[-1]
+    assert cause(account) == "4 bits are not read here; install what reads them"
+    assert cause("Traceback ...\nRuntimeError: no memory\n\n") == "RuntimeError: no memory"
+    assert cause(" \n") == "it took longer than replica.start_timeout_s"
 
 
 def test_the_installed_command_is_this_one() -> None:

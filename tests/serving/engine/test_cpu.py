@@ -70,8 +70,10 @@ def test_kv_memory_is_four_contexts_within_a_fifth_of_the_machine(
     assert kv_cache_bytes(config(**engine), replace(MACHINE, memory_bytes=free_gib * GIB), SMALL_MODEL) == expected
 
 
-@pytest.mark.parametrize("dtype", ["int8_per_token_head", "int4_per_token_head", "int8"])
-def test_int8_kv_is_refused(dtype: str) -> None:
+@pytest.mark.parametrize(
+    "dtype", ["int8_per_token_head", "int4_per_token_head", "int8", "nvfp4", "fp8_per_token_head", "turboquant_k8v4"]
+)
+def test_kv_types_that_the_cpu_does_not_compute_are_refused(dtype: str) -> None:
     with pytest.raises(ConfigError, match=rf"engine\.kv_cache_dtype '{dtype}' .*; use auto or fp8"):
         check_cpu(config(kv_cache_dtype=dtype), MACHINE)
 
@@ -85,7 +87,7 @@ def test_a_kv_cache_of_16_bits_is_refused_beside_32(dtype: str) -> None:
     check_cpu(config(kv_cache_dtype="fp8", dtype="float32"), MACHINE)
 
 
-@pytest.mark.parametrize("dtype", ["auto", "fp8", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16"])
 def test_other_kv_types_are_taken(dtype: str) -> None:
     check_cpu(config(kv_cache_dtype=dtype), MACHINE)
 
@@ -124,6 +126,15 @@ def test_what_the_user_set_is_kept(libraries: tuple[Path, Path]) -> None:
     assert (environment["VLLM_CPU_OMP_THREADS_BIND"], environment["VLLM_CACHE_ROOT"]) == ("5", "/theirs")
     assert environment["LD_PRELOAD"] == f"/their.so:{libraries[0]}:{libraries[1]}"
     assert "OTHER" not in environment
+
+
+@pytest.mark.parametrize("theirs", ["/x/libgomp.so.1:/their.so", "/their.so /x/libgomp-24e2ab19.so.1.0.0"])
+def test_another_openmp_runtime_is_not_preloaded_beside_ours(libraries: tuple[Path, Path], theirs: str) -> None:
+    environment = cpu_environment(config(), MACHINE, {"LD_PRELOAD": theirs})
+    assert environment["LD_PRELOAD"] == f"/their.so:{libraries[0]}:{libraries[1]}"
+    libraries[0].unlink()
+    kept = ":".join([*theirs.replace(":", " ").split(), str(libraries[1])])
+    assert cpu_environment(config(), MACHINE, {"LD_PRELOAD": theirs})["LD_PRELOAD"] == kept
 
 
 def test_what_is_not_there_is_not_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
