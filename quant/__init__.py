@@ -1,9 +1,14 @@
 """INT8 quantization for Python programs: make a checkpoint, judge it, record the verdict.
 
-    source = Checkpoint(find_checkpoint("owner/name"))
+    from pathlib import Path
+
+    from burrstone.quant import Checkpoint, Data, Job, Recipe, SilentBar, evaluate_checkpoint, find_checkpoint
+    from burrstone.quant import load_tokenizer, load_tokens, record_quality
+
+    source = Checkpoint(find_checkpoint("owner/name"))  # or a folder
     tokenizer = load_tokenizer(source.folder)
     tokens = load_tokens("chats.jsonl", tokenizer, rows=128, length=512, split="calibration")
-    Job(source, Path("int8"), Recipe(), tokens, SilentBar()).run()
+    Job(source, Path("int8"), Recipe(), tokens, SilentBar()).run()  # Recipe(method="rtn") needs no tokens: None
     text = load_tokens("chats.jsonl", tokenizer, rows=64, length=512, split="held-out")
     quality = evaluate_checkpoint(source, Checkpoint(Path("int8")), Data(text))
     record_quality(Path("int8"), quality)

@@ -58,8 +58,18 @@ def model_card(
     source: Checkpoint, recipe: Recipe, tokens: Tokens | None, run: dict[str, Any], losses: str, kept: list[str]
 ) -> str:
     """README.md of the checkpoint, in Hugging Face's form. `losses`: Markdown about the units."""
-    name = source.folder.name
-    lines = ["---", "library_name: vllm", "tags: [int8, burrstone]", "---", "", f"# {name}, {recipe.schemes}", ""]
+    name = source.name
+    base = [f"base_model: {name}"] if "/" in name else []
+    lines = [
+        "---",
+        "library_name: vllm",
+        *base,
+        "tags: [int8, burrstone]",
+        "---",
+        "",
+        f"# {name}, {recipe.schemes}",
+        "",
+    ]
     if tokens is not None and tokens.smoke and recipe.needs_data:
         lines += [f"> **{SMOKE_NOTICE}**", ""]
     runs_on = "\n".join(f"- `{scheme}`: {_RUNS_ON[scheme]}." for scheme in recipe.schemes.split("+"))
@@ -80,7 +90,7 @@ def model_card(
         "## How to make it again",
         "",
         "```",
-        command_line(name, f"{name}-{recipe.schemes}", recipe, tokens, run.get("until")),
+        command_line(name, f"{name.rpartition('/')[2]}-{recipe.schemes}", recipe, tokens, run.get("until")),
         "```",
         "",
         f"- Source: {name}, weights and configuration `{run['source_digest']}`",

@@ -62,7 +62,9 @@ def _case(row: dict[str, Any], where: str, tokenizer: Any) -> Case:
     if not all(isinstance(choice, str) and choice for choice in choices):
         raise BadData(f"{where} needs `completion`, or `choices` with `answer`, as strings that are not empty")
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
-        raise BadData(f"{where}: `answer` is the number of the right choice, from 0 to {len(choices) - 1}")
+        raise BadData(
+            f"{where}: `answer` is the number of the right choice, from 0 to {len(choices) - 1}; the line has {_keys(row)}"
+        )
     prompt = _prompt_ids(row, where, tokenizer)
     answers = [text_ids(choice, where, tokenizer, add_special_tokens=False) for choice in choices]
     if not prompt or not all(answers):
@@ -75,5 +77,9 @@ def _prompt_ids(row: dict[str, Any], where: str, tokenizer: Any) -> list[int]:
     if "messages" in row:
         return chat_ids(row, where, tokenizer, add_generation_prompt=True)
     if not isinstance(row.get("prompt"), str) or not row["prompt"]:
-        raise BadData(f"{where} has neither `prompt` nor `messages`")
+        raise BadData(f"{where} has neither `prompt` nor `messages`, but {_keys(row)}")
     return text_ids(row["prompt"], where, tokenizer)
+
+
+def _keys(row: dict[str, Any]) -> str:
+    return ", ".join(f"`{key}`" for key in row) or "nothing"

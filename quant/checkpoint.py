@@ -21,10 +21,14 @@ _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num
 
 
 class Checkpoint:
-    """A folder with config.json and safetensors weights. Raises BadCheckpoint for one that is incomplete or damaged."""
+    """A folder with config.json and safetensors weights. Raises BadCheckpoint for one that is incomplete or damaged.
 
-    def __init__(self, folder: Path) -> None:
+    name: what people call it, a hub id perhaps; the folder's where none is given.
+    """
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
         self.folder = folder
+        self.name = name or folder.name
         self.config = _read_object(folder / "config.json")
         self._file_of = _tensor_files(folder)
 
@@ -85,7 +89,7 @@ def find_checkpoint(model: str) -> Path:
     if folder.is_dir():
         return folder.resolve()
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise BadCheckpoint(f"model {model!r} is neither a folder nor a hub id (owner/name)")
+        raise BadCheckpoint(f"model {model!r} is neither a folder that exists nor a hub id (owner/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 

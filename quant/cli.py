@@ -29,7 +29,7 @@ methods (--method), each slower than the one before it; what a model needs is wh
 text files: .txt, .md, or .jsonl with {"text"}, {"messages"} or {"prompt", "completion"} a line; a folder of them; or
 `smoke`, a built-in set that shows that the machinery runs and nothing more.
 
-exit codes: 0 done, 1 the verdict is a fail, 2 wrong usage, model or data, 3 the disk is full
+exit codes: 0 done, 1 the verdict is a fail, 2 wrong usage, model or data, 3 the disk is full, 130 stopped (Ctrl-C, SIGTERM)
 """
 
 
@@ -72,7 +72,7 @@ def add_parser(commands: Any) -> None:
     judge.add_argument("--margin-kl", type=float, metavar="NATS", help="mean KL a token allowed [0.02]")
     judge.add_argument("--margin-task", type=float, metavar="S", help="share of cases that may be lost [0.02]")
     both = parser.add_argument_group("both")
-    both.add_argument("--rows", type=int, metavar="N", help="rows of text [128; judging 64]")
+    both.add_argument("--rows", type=int, metavar="N", help="rows of text [128; judging 64, at least 8]")
     both.add_argument("--row-tokens", type=int, metavar="N", help="tokens in each row [512]")
     both.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 [a GPU where there is one]")
     both.add_argument("--json", action="store_true", help="print the result as JSON")

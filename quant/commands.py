@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import signal
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit codes: 0 done, 1 the verdict is a fail, 2 wrong usage, model or data, 3 the disk is full."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # Schedulers end a job by SIGTERM; what was done is kept as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if arguments.words[0] == "eval":
             return _evaluate(arguments)
@@ -53,6 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("burrstone: stopped; the same command goes on from the last whole layer", file=sys.stderr)
         return _EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
@@ -63,7 +72,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     if not Path(arguments.out).name:
         raise QuantizeError(f"-o {arguments.out!r} names no folder to make")
     _refuse_flags(arguments, ("text", *(() if arguments.mixed_precision else ("cases", *_MARGINS))), "judging")
-    recipe = _recipe(arguments)
+    recipe, margins = _recipe(arguments), _margins(arguments)
     if not recipe.needs_data and arguments.mixed_precision is None:
         _refuse_flags(arguments, ("rows", "row_tokens"), "text, and this run reads none")
     if Path(arguments.out).exists():  # before hours of work, not after
@@ -87,9 +96,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
         until = None
         if arguments.mixed_precision is not None:
             text = _tokens(arguments, arguments.mixed_precision, tokenizer, _TEXT_ROWS, "held-out")
-            until = Evaluation(
-                source, _data(arguments, text, tokenizer), bar, margins=_margins(arguments), device=device
-            )
+            until = Evaluation(source, _data(arguments, text, tokenizer), bar, margins=margins, device=device)
         result = Job(source, Path(arguments.out), recipe, tokens, bar, device, arguments.restart, until).run()
     print(json.dumps(asdict(result), indent=2) if arguments.json else _told(result, arguments.words[0]))
     return 1 if result.verdict == "fail" else 0
@@ -106,9 +113,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     reference, candidate = (_checkpoint(arguments, word) for word in arguments.words[1:])
     if reference.folder == candidate.folder:
         raise QuantizeError(f"reference and candidate are both {reference.folder}")
+    margins, device = _margins(arguments), _device(arguments.device)
     tokenizer = load_tokenizer(reference.folder)
     text = _tokens(arguments, arguments.text, tokenizer, _TEXT_ROWS, "held-out")
-    data, margins, device = _data(arguments, text, tokenizer), _margins(arguments), _device(arguments.device)
+    data = _data(arguments, text, tokenizer)
     with TerminalBar() as bar:
         quality = evaluate_checkpoint(reference, candidate, data, bar, margins=margins, device=device)
     # Told first: what took hours is not lost where it cannot be written.
@@ -127,7 +135,8 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def _checkpoint(arguments: argparse.Namespace, word: str) -> Checkpoint:
-    return Checkpoint(find_checkpoint(arguments.find_model(word)))
+    folder = find_checkpoint(arguments.find_model(word))
+    return Checkpoint(folder, None if Path(word).expanduser().is_dir() else word)
 
 
 def _tokens(arguments: argparse.Namespace, source: str, tokenizer: Any, rows: int, split: Split) -> Tokens:
@@ -140,6 +149,12 @@ def _tokens(arguments: argparse.Namespace, source: str, tokenizer: Any, rows: in
         print(SMOKE_NOTICE, file=sys.stderr)
     if len(tokens.rows) < wanted:
         print(f"{source}: enough text for {len(tokens.rows)} of {wanted} rows", file=sys.stderr)
+    if tokens.whole and split == "calibration" and not tokens.smoke:
+        print(
+            f"{source}: all of its rows are calibrated on, so none is left to judge on; have other text for that, or give "
+            "fewer --rows",
+            file=sys.stderr,
+        )
     return tokens
 
 
@@ -151,8 +166,9 @@ def _data(arguments: argparse.Namespace, text: Tokens, tokenizer: Any) -> Data:
 
 def _margins(arguments: argparse.Namespace) -> Margins:
     given = {"perplexity": arguments.margin_perplexity, "mean_kl": arguments.margin_kl, "task": arguments.margin_task}
-    if wrong := [name for name, value in given.items() if value is not None and not 0 <= value < math.inf]:
-        raise QuantizeError(f"a margin is a number from 0 up, and {wrong[0]} is {given[wrong[0]]}")
+    for name, value in given.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise QuantizeError(f"--margin-{name.removeprefix('mean_')} is a number from 0 up, got {value}")
     return Margins(**{name: value for name, value in given.items() if value is not None})
 
 

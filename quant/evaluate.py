@@ -62,8 +62,8 @@ class Evaluation:
     ) -> None:
         if len(data.text.rows) < MIN_ROWS:
             raise BadData(
-                f"{data.text.name}: {len(data.text.rows)} rows are too few for an interval; give text for {MIN_ROWS} "
-                f"rows of {data.text.rows.shape[1]} tokens, or shorter rows"
+                f"{data.text.name}: {len(data.text.rows)} rows are too few for an interval; give text for at least "
+                f"{MIN_ROWS} rows (--rows) of {data.text.rows.shape[1]} tokens (--row-tokens)"
             )
         self._data, self._bar, self._margins, self._device = data, bar, margins, device
         bar.say("reading the reference's weights")
@@ -72,20 +72,9 @@ class Evaluation:
         self._greedy, self._no_greedy = self._generate(model)
         self._reference = self._run(model, "running the reference")
 
-    def refuse_calibrated(self, calibration: dict[str, Any]) -> None:
-        """Raises BadData where a row to judge on was calibrated on. calibration: as in quantization.json."""
-        text = self._data.text
-        if not text.smoke and calibration.get("name") == text.name and calibration["shape"][1] != text.rows.shape[1]:
-            raise BadData(
-                f"{text.name} was calibrated on, in rows of {calibration['shape'][1]} tokens; give --row-tokens "
-                f"{calibration['shape'][1]}, so that other rows of it can be told, or other text"
-            )
-        seen = set(calibration.get("rows", ())) & set(text.row_digests())
-        if seen:
-            raise BadData(
-                f"{text.name}: {len(seen)} of its {len(text.rows)} rows were calibrated on, which proves nothing; give other "
-                "text, or more of it"
-            )
+    @property
+    def text(self) -> Tokens:
+        return self._data.text
 
     def facts(self) -> dict[str, Any]:
         """What decides a verdict, beside the candidate."""
@@ -111,7 +100,7 @@ class Evaluation:
                 "notice": SMOKE_NOTICE if text.smoke else None,
             },
             "cases": self._data.cases_name,
-            "reference": {"name": model.checkpoint.folder.name, "weights_digest": self.reference_digest},
+            "reference": {"name": model.checkpoint.name, "weights_digest": self.reference_digest},
             "date": datetime.now(UTC).date().isoformat(),
             "computed": f"float32 on {self._device}, with the kernels' rounding emulated",
             "versions": {name: version(name) for name in ("burrstone", "torch", "transformers")},

@@ -29,7 +29,7 @@ from burrstone.quant.quality import weights_digest
 from burrstone.quant.recipe import Recipe
 from burrstone.quant.rounding import quantize
 from burrstone.quant.streamed import Batch, StreamedModel
-from burrstone.quant.texts import Tokens
+from burrstone.quant.texts import Tokens, refuse_calibrated
 from burrstone.quant.workspace import Workspace
 
 _WRITTEN = ("config.json", INDEX_FILE, "quantization.json", "README.md")
@@ -76,7 +76,7 @@ class Job:
         if self.until is not None and self.recipe.scheme is None:
             raise QuantizeError(f"{self.recipe.schemes} rounds no weights that mixed precision could take back")
         if self.until is not None and (calibrated := self._calibration_facts()) is not None:
-            self.until.refuse_calibrated(calibrated)
+            refuse_calibrated(self.until.text, calibrated)
         model = StreamedModel(self.source, self.device)
         _refuse_idle_patterns(model, self.recipe)
         self.bar.say("reading the source's weights")
@@ -123,6 +123,8 @@ class Job:
     def _layers(self, model: StreamedModel, space: Workspace) -> None:
         batches = self._batches(model)
         first = space.layers_done
+        if first:
+            self.bar.say(f"going on after layer {first} of {model.num_layers}")
         # A step is a batch through a layer; without data, a layer.
         self.bar.start(model.num_layers * max(1, 2 * len(batches)), "quantizing", first * max(1, 2 * len(batches)))
         if 0 < first < model.num_layers and batches:
@@ -215,9 +217,7 @@ class Job:
         kept = kept_modules(space.state["layers"], model)
         space.copy(self.source.companions())
         space.save_json("config.json", self._config(kept))
-        space.save_json(
-            "quantization.json", {**run, "source": self.source.folder.name, "layers": space.state["layers"]}
-        )
+        space.save_json("quantization.json", {**run, "source": self.source.name, "layers": space.state["layers"]})
         losses = loss_table(worst_units(space.state["layers"], model)[:10])
         space.save_text("README.md", model_card(self.source, self.recipe, self.tokens, run, losses, kept))
 

@@ -9,7 +9,7 @@ from burrstone.quant.errors import BadCheckpoint
 from burrstone.quant.evaluate import Data, Evaluation
 from burrstone.quant.progress import Bar, SilentBar
 from burrstone.quant.quality import weights_digest
-from burrstone.quant.texts import Tokens, load_tokenizer
+from burrstone.quant.texts import Tokens, load_tokenizer, refuse_calibrated
 from burrstone.quant.verdict import Margins
 
 _SAMPLE_ROWS = 4
@@ -32,10 +32,10 @@ def evaluate_checkpoint(
     bar = bar or SilentBar()
     refuse_second_weights(candidate.folder)
     _refuse_other_tokenizer(reference, candidate, data.text)
+    refuse_calibrated(data.text, calibration_of(candidate.folder))
     bar.say("reading the candidate's weights")
     digest = weights_digest(candidate.folder)
     evaluation = Evaluation(reference, data, bar, margins=margins, device=device)
-    evaluation.refuse_calibrated(calibration_of(candidate.folder))
     quality = evaluation.compare(candidate)
     for folder, before in ((reference.folder, evaluation.reference_digest), (candidate.folder, digest)):
         if weights_digest(folder) != before:

@@ -65,7 +65,7 @@ def standing(folder: Path) -> Standing:
             "stale", f"the verdict of {date} is about other weights, configuration or tokenizer; evaluate again"
         )
     if verdict != "pass":
-        return Standing("failed", f"failed on {date}: {found}")
+        return Standing("failed", f"failed on {date}: {'; '.join([found, *map(str, quality.get('reasons', ()))])}")
     return Standing("passed", f"passed on {date}: {found}")
 
 

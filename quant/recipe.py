@@ -39,11 +39,10 @@ class Recipe:
             raise QuantizeError(f"scheme {self.schemes!r}: at most one scheme for weights, and `+{KV_INT8}` beside it")
         if self.method not in METHODS:
             raise QuantizeError(f"method {self.method!r} is not known; there are {', '.join(METHODS)}")
-        if self.observer not in OBSERVERS or self.granularity not in GRANULARITIES:
-            raise QuantizeError(
-                f"observer is one of {', '.join(OBSERVERS)} and granularity one of {', '.join(GRANULARITIES)}, "
-                f"got {self.observer!r} and {self.granularity!r}"
-            )
+        choices: dict[str, tuple[str, ...]] = {"observer": OBSERVERS, "granularity": GRANULARITIES}
+        for name, values in choices.items():
+            if (value := getattr(self, name)) not in values:
+                raise QuantizeError(f"{name} is one of {', '.join(values)}, got {value!r}")
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise QuantizeError(f"smoothing strength lies between 0 and 1, got {self.strength}")
         if not 0 < self.dampening <= 1:
@@ -54,9 +53,15 @@ class Recipe:
 
     def _refuse_idle_settings(self) -> None:
         if self.strength is not None and not (self.scheme and self.smooths):
-            raise QuantizeError(f"a smoothing strength does nothing with {self.schemes} by {self.method}")
+            raise QuantizeError(
+                f"strength is of smoothing, and does nothing with {self.schemes} by {self.method}; leave it out, or choose "
+                "method smoothquant"
+            )
         if self.dampening != _DAMPENING and not (self.scheme and self.compensates):
-            raise QuantizeError(f"dampening is GPTQ's; it does nothing with {self.schemes} by {self.method}")
+            raise QuantizeError(
+                f"dampening is GPTQ's, and does nothing with {self.schemes} by {self.method}; leave it out, or choose method "
+                "gptq"
+            )
         if self.scheme is None and (self.keep or self.quantize_lm_head or self.observer != "absmax"):
             raise QuantizeError(f"{self.schemes} changes no weights: keep, quantize_lm_head and observer do nothing")
         if self.quantize_lm_head and self.keeps("lm_head"):

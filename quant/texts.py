@@ -28,11 +28,15 @@ _HELD_OUT_EACH = 4
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """rows: [rows, length] int64, packed without padding. digest: sha256 of them. name: where they are from."""
+    """rows: [rows, length] int64, packed without padding. digest: sha256 of them. name: where they are from.
+
+    whole: every row that there is was taken, so that the source has none left for the other split.
+    """
 
     rows: Tensor
     name: str
     digest: str
+    whole: bool = False
 
     @property
     def smoke(self) -> bool:
@@ -60,7 +64,21 @@ def load_tokens(source: str, tokenizer: Any, *, rows: int, length: int, split: S
     taken = order[:rows] if split == "calibration" else order[max(0, available - rows) :]
     chosen = whole[taken.sort().values].contiguous()
     digest = hashlib.sha256(chosen.numpy().tobytes()).hexdigest()
-    return Tokens(chosen, source, f"sha256:{digest}")
+    return Tokens(chosen, source, f"sha256:{digest}", whole=rows >= available)
+
+
+def refuse_calibrated(text: Tokens, calibration: dict[str, Any]) -> None:
+    """Raises BadData where a row to judge on was calibrated on. calibration: as in quantization.json."""
+    if not text.smoke and calibration.get("name") == text.name and calibration["shape"][1] != text.rows.shape[1]:
+        raise BadData(
+            f"{text.name} was calibrated on, in rows of {calibration['shape'][1]} tokens; give --row-tokens "
+            f"{calibration['shape'][1]}, so that other rows of it can be told, or other text"
+        )
+    if seen := set(calibration.get("rows", ())) & set(text.row_digests()):
+        raise BadData(
+            f"{text.name}: {len(seen)} of its {len(text.rows)} rows were calibrated on, which proves nothing; give other "
+            "text, or quantize again with fewer --rows, which leaves some of this one"
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -98,7 +116,7 @@ def _documents(path: Path, tokenizer: Any) -> Iterator[list[int]]:
         elif file.suffix in _TEXT_SUFFIXES:
             yield text_ids(_read(file), str(file), tokenizer)
         else:
-            raise BadData(f"{file} is none of .jsonl, .txt, .md")
+            raise BadData(f"{file} is none of .jsonl, .txt, .md, which are what is read")
 
 
 def jsonl_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -154,5 +172,9 @@ def text_ids(text: str, where: str, tokenizer: Any, **options: Any) -> list[int]
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadData(f"{file} cannot be read as UTF-8 text: {error}") from error
+    except FileNotFoundError as error:
+        raise BadData(f"{file} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise BadData(f"{file} cannot be read as UTF-8 text: {error}; convert it (`iconv -t UTF-8`)") from error
+    except OSError as error:
+        raise BadData(f"{file} cannot be read: {error.strerror or error}") from error

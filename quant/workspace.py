@@ -74,6 +74,8 @@ class Workspace:
             raise OutOfSpace(f"{self.folder}: {free} bytes are free, {name} needs {need}; make room and run again")
         with self._disk():
             save_file(tensors, scratch, metadata={"format": "pt"})
+            # safetensors lets nobody but the owner read; others may be those who serve. As the folder's own mode allows.
+            scratch.chmod(self.folder.stat().st_mode & 0o666)
             self._settle(scratch, name)
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
 """The `burrstone` command."""
 
 import argparse
+import difflib
 import shlex
 import sys
 from importlib.metadata import entry_points, version
+from pathlib import Path
 
 from burrstone.batching.errors import UsageError
 from burrstone.serving.cli import config, doctor, serve
@@ -52,7 +54,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _find_model(name: str) -> str:
     """For commands of other rooms, which know models by folder or hub id: where the embedded model lies."""
-    return str(embedded_model(ServeConfig().cache_dir.expanduser())) if name == EMBEDDED_MODEL else name
+    if name == EMBEDDED_MODEL:
+        return str(embedded_model(ServeConfig().cache_dir.expanduser()))
+    if not Path(name).expanduser().exists() and difflib.get_close_matches(name, [EMBEDDED_MODEL]):
+        raise ConfigError(f"model {name!r} does not exist; did you mean {EMBEDDED_MODEL}?")
+    return name
 
 
 if __name__ == "__main__":

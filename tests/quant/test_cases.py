@@ -95,7 +95,7 @@ def test_choices_need_an_answer(tokenizer: Any, tmp_path: Path) -> None:
 def test_no_cases_are_refused(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"cases\.jsonl holds no case$"):
         load(tmp_path, tokenizer, "", "  ")
-    with pytest.raises(BadData, match="cannot be read as UTF-8 text"):
+    with pytest.raises(BadData, match=r"absent\.jsonl does not exist"):
         load_cases(tmp_path / "absent.jsonl", tokenizer)
 
 

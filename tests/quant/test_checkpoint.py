@@ -263,7 +263,9 @@ def test_a_model_is_found_as_a_folder_or_refused(model: Path, tmp_path: Path, mo
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "file").write_text("x")
     for word in ("nothing", "/nothing/here", "./owner/none", "a/b/c", "owner/file", "~/none"):
-        with pytest.raises(BadCheckpoint, match=rf"^model '{word}' is neither a folder nor a hub id \(owner/name\)$"):
+        with pytest.raises(
+            BadCheckpoint, match=rf"^model '{word}' is neither a folder that exists nor a hub id \(owner/name\)$"
+        ):
             find_checkpoint(word)
 
 

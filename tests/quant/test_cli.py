@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from quant_runs import contents, layers_done, partial, write_text
 from tiny_models import edit_json, tiny_model
 from waiting import wait_until
 
+from burrstone.quant import progress
 from burrstone.quant.checkpoint import Checkpoint
 from burrstone.quant.errors import OutOfSpace
 from burrstone.quant.evaluate import Evaluation
@@ -132,7 +134,10 @@ def test_text_that_was_calibrated_on_judges_nothing(at: Path, capsys: pytest.Cap
     calibrated = ("--method", "gptq", "--calibration", "text.txt", *SMALL)
     assert typed("tiny", "-o", "out", *calibrated) == 0
     assert typed("eval", "tiny", "out", "--text", "text.txt", *SMALL) == 2
-    assert "rows were calibrated on, which proves nothing; give other text, or more of it" in capsys.readouterr().err
+    assert (
+        "rows were calibrated on, which proves nothing; give other text, or quantize again with fewer --rows"
+        in capsys.readouterr().err
+    )
     assert typed("eval", "tiny", "out", "--text", "text.txt", "--rows", "8", "--row-tokens", "40") == 2
     assert "was calibrated on, in rows of 48 tokens; give --row-tokens 48" in capsys.readouterr().err
     assert typed("tiny", "-o", "mixed", *calibrated, "--mixed-precision", "text.txt") == 2
@@ -206,11 +211,11 @@ def test_a_verdict_that_cannot_be_recorded_is_told_all_the_same(
         (("tiny", "-o", "out", *RTN, "--mixed-precision", "none.txt"), "none.txt does not exist"),
         (
             ("tiny", "-o", "out", *RTN, "--mixed-precision", "text.txt", "--margin-kl", "inf"),
-            "a margin is a number from 0 up",
+            "is a number from 0 up, got",
         ),
         (
             ("tiny", "-o", "out", *RTN, "--mixed-precision", "text.txt", "--margin-kl", "-1"),
-            "a margin is a number from 0 up",
+            "is a number from 0 up, got",
         ),
         (("tiny", "-o", "out", *RTN, "--scheme", "int4"), "scheme 'int4' is not known; there are w8a8-int8"),
         (("tiny", "-o", "out", *RTN, "--observer", "x"), "observer is one of absmax"),
@@ -221,7 +226,7 @@ def test_a_verdict_that_cannot_be_recorded_is_told_all_the_same(
         (("tiny", "-o", "out", "--calibration", "text.txt", "--row-tokens", "9999"), "are less than one row of 9999"),
         (("tiny", "-o", "out", *RTN, "--device", "cuda:99"), "--device cuda:99: "),
         (("tiny", "-o", "tiny", *RTN), "tiny exists; remove it or choose another -o"),
-        (("absent", "-o", "out", *RTN), "model 'absent' is neither a folder nor a hub id"),
+        (("absent", "-o", "out", *RTN), "model 'absent' is neither a folder that exists nor a hub id"),
         (
             ("tiny", "-o", "out", *RTN, "--calibratoin", "x"),
             "unknown argument --calibratoin; did you mean --calibration?",
@@ -234,7 +239,7 @@ def test_a_verdict_that_cannot_be_recorded_is_told_all_the_same(
         (("eval", "tiny", "done", "--text", "text.txt", "--rows", "7", "--row-tokens", "48"), "7 rows are too few"),
         (
             ("eval", "tiny", "done", "--text", "text.txt", *SMALL, "--margin-task", "-1"),
-            "a margin is a number from 0 up, and task",
+            "--margin-task is a number from 0 up, got -1.0",
         ),
         (("eval", "tiny", "done", "--text", "text.txt", *SMALL, "--cases", "text.txt"), "text.txt:1 is not JSON"),
         *(
@@ -365,7 +370,8 @@ def test_help_names_every_scheme_method_and_flag(capsys: pytest.CaptureFixture[s
         assert word in told, word
 
 
-def test_the_real_command_is_stopped_by_the_keyboard_and_goes_on(at: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_the_real_command_is_stopped_and_goes_on(stop: signal.Signals, at: Path) -> None:
     """Once as a process, with all that lies between a terminal and the room."""
     tiny_model(at / "deep", num_hidden_layers=40)
     command = [str(BURRSTONE), "quantize", "deep", "-o", "out", "--calibration", "text.txt", *SMALL, "--json"]
@@ -376,12 +382,45 @@ def test_the_real_command_is_stopped_by_the_keyboard_and_goes_on(at: Path) -> No
     started = [sys.executable, "-c", hearing, *command]
     with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: layers_done(at / "out") >= 2 or process.poll() is not None, timeout_s=120)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, ""), err
     assert err.endswith("burrstone: stopped; the same command goes on from the last whole layer\n")
     kept = layers_done(at / "out")
     assert 2 <= kept < 40
     again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"going on after layer {kept} of 40" in again.stderr
     assert json.loads(again.stdout)["resumed_layers"] == kept
     assert not partial(at / "out").exists()
+
+
+def test_a_model_that_is_nearly_the_embedded_one(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed("smollm2-135m-instruc", "-o", "out", *RTN) == 2
+    assert "'smollm2-135m-instruc' does not exist; did you mean smollm2-135m-instruct?" in capsys.readouterr().err
+
+
+def test_who_may_read_the_folder_may_read_the_weights(done: Path) -> None:
+    modes = {file.name: file.stat().st_mode & 0o777 for file in done.iterdir()}
+    assert set(modes.values()) == {done.stat().st_mode & 0o666}, modes
+
+
+def test_text_that_is_all_calibrated_on_is_told(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated = ("--method", "gptq", "--calibration", "text.txt", "--row-tokens", "48")
+    assert typed("tiny", "-o", "all", *calibrated) == 0
+    assert "text.txt: all of its rows are calibrated on, so none is left to judge on" in capsys.readouterr().err
+    assert typed("tiny", "-o", "some", *calibrated, "--rows", "4") == 0
+    assert "none is left" not in capsys.readouterr().err
+
+
+def test_where_stderr_is_no_terminal_a_line_comes_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now_s = iter([0.0, 4.0, 12.0, 13.0, 24.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now_s)))
+    with progress.TerminalBar() as bar:
+        bar.start(10, "quantizing", done=2)
+        for _ in range(4):
+            bar.step()
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "quantizing, from 2 of 10"
+    assert told[1:] == ["quantizing: 4 of 10, about 00:36 left", "quantizing: 6 of 10, about 00:24 left"]

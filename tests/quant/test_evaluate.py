@@ -236,7 +236,7 @@ def test_too_few_rows_and_another_vocabulary_are_refused(
     model: Path, evaluation: Evaluation, folder: Path, tmp_path: Path
 ) -> None:
     few = Data(tokens_of(folder / "held-out.txt", rows=7, length=LENGTH))
-    with pytest.raises(BadData, match=r"7 rows are too few for an interval; give text for 8 rows of 48 tokens"):
+    with pytest.raises(BadData, match=r"7 rows are too few for an interval; give text for at least 8 rows"):
         Evaluation(Checkpoint(model), few, SilentBar())
     other = tiny_model(tmp_path / "other", vocab_size=300)
     with pytest.raises(BadCheckpoint, match="a vocabulary of 300, the reference one of 257: it is not the same model"):
