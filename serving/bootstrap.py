@@ -132,9 +132,7 @@ def project_digest() -> str:
     """What the installed package's metadata depends on; the code itself is used in place."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     tables = [project["build-system"], project["project"], project["tool"]["setuptools"]]
-    # The installed package keeps a list of the rooms that have no __init__.py.
-    rooms = sorted(folder for folder in tables[2]["package-dir"].values() if (ROOT / folder / "__init__.py").exists())
-    return digest(json.dumps([tables, rooms]), sys.version, str(VENV))
+    return digest(json.dumps(tables), sys.version, str(VENV))
 
 
 def digest(*parts: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from burrstone.serving import bootstrap
 
-PROJECT = "[build-system]\nrequires = []\n[project]\nname = 'x'\n[tool.setuptools]\npackages = []\n[tool.setuptools.package-dir]\nx = 'x'\n"
+PROJECT = "[build-system]\nrequires = []\n[project]\nname = 'x'\n[tool.setuptools]\npackages = []\n"
 LOCKS = {
     "cpu": "# lock\ntorch==2.13.0+cpu\nray==1\n",
     "cuda": "torch===2.13.0\nray==1\n",
