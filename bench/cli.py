@@ -9,6 +9,7 @@ from typing import Any
 from burrstone.batching.sim.targets.judge import met
 from burrstone.bench.int8 import Int8Plan, measure_int8
 from burrstone.bench.live_targets import NUMBERS, LivePlan, measure
+from burrstone.bench.load import cli as load
 from burrstone.bench.overhead import OverheadPlan, measure_overhead, table
 from burrstone.serving.cli.progress import Progress
 
@@ -32,6 +33,7 @@ def add_parser(commands: Any) -> None:
     overhead.add_argument("--json", action="store_true", help="print the result as JSON")
     overhead.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON result here")
     overhead.set_defaults(run=_run_overhead)
+    load.add_parser(kinds)
     _add_targets(kinds)
     _add_int8(kinds)
 

@@ -13,6 +13,7 @@ from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.traffic.agents import AgentLoad, agent_programs
 from burrstone.batching.sim.traffic.arrivals import LogNormal
 from burrstone.batching.sim.traffic.servegen import client_mix, read_servegen
+from burrstone.batching.sim.traffic.shared import SharedLoad, fixed, shared_beginnings
 from burrstone.batching.sim.traffic.traces import read_trace
 from burrstone.batching.sim.traffic.workload import Stream, at_rate, chat_and_code, flood, generate
 from burrstone.batching.sim.traffic.workload_types import Ints, Workload
@@ -55,6 +56,17 @@ def _agents(rate: float, duration_s: float, seed: int, *, turns: float, tool_s: 
     return agent_programs(AgentLoad(rate / turns, turns, tool_median_s=tool_s), duration_s, seed)
 
 
+def _fixed(rate: float, duration_s: float, seed: int, *, input: float, output: float, cv: float) -> Workload:
+    return generate([Stream(rate, fixed(input), fixed(output), cv=cv)], duration_s, seed)
+
+
+def _shared(
+    rate: float, duration_s: float, seed: int, *, texts: float, shared: float, own: float, output: float
+) -> Workload:
+    load = SharedLoad(rate, max(1, round(texts)), round(shared), LogNormal(own, 0.5), fixed(output))
+    return shared_beginnings(load, duration_s, seed)
+
+
 GENERATORS = {
     "chat": Generator(
         "one tenant's chats, lengths as in Azure's traces; cv > 1 makes bursts",
@@ -79,6 +91,17 @@ GENERATORS = {
         "prompts and answers of these median lengths; spread: sigma of their logarithm",
         _lengths,
         {"input": 512, "output": 128, "spread": 0.5, "cv": 1},
+    ),
+    "fixed": Generator("prompts and answers of exactly these lengths", _fixed, {"input": 128, "output": 64, "cv": 1}),
+    "shared-prefix": Generator(
+        "chats of which many begin with the same system prompt, one of `texts`",
+        _shared,
+        {"texts": 4, "shared": 512, "own": 64, "output": 64},
+    ),
+    "rag": Generator(
+        "short questions about one of some long records, which stand first",
+        _shared,
+        {"texts": 10, "shared": 1500, "own": 20, "output": 32},
     ),
 }
 

@@ -85,6 +85,14 @@ def at_rate(workload: Workload, rate: float) -> Workload:
     return at_speed(workload, rate * span_s / len(workload))
 
 
+def evenly(workload: Workload) -> Workload:
+    """The same requests in the same time, equally far apart. Raises UsageError for programs, whose calls wait for answers."""
+    if np.any(workload.after != NONE):
+        raise UsageError("workload: calls that follow one another cannot arrive evenly")
+    span_s = float(workload.arrival_s[-1]) if len(workload) else 0.0
+    return replace(workload, arrival_s=np.linspace(0.0, span_s, len(workload)))
+
+
 def between(workload: Workload, start_s: float, end_s: float) -> Workload:
     """The requests that arrive in [start_s, end_s), which becomes time 0 on."""
     first, after = np.searchsorted(workload.arrival_s, [start_s, end_s])
