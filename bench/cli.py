@@ -10,6 +10,7 @@ from burrstone.batching.sim.targets.judge import met
 from burrstone.bench.int8 import Int8Plan, measure_int8
 from burrstone.bench.live_targets import NUMBERS, LivePlan, measure
 from burrstone.bench.load import cli as load
+from burrstone.bench.load import compare, slo
 from burrstone.bench.overhead import OverheadPlan, measure_overhead, table
 from burrstone.serving.cli.progress import Progress
 
@@ -34,6 +35,8 @@ def add_parser(commands: Any) -> None:
     overhead.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON result here")
     overhead.set_defaults(run=_run_overhead)
     load.add_parser(kinds)
+    slo.add_parser(kinds)
+    compare.add_parser(kinds)
     _add_targets(kinds)
     _add_int8(kinds)
 

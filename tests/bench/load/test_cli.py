@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from small_models import CACHE
+from tokenizers import Tokenizer
 
+from burrstone.bench.load.prompts import WORDS
 from burrstone.bench.load.record import read_records
 from burrstone.serving.cli.main import main
+from burrstone.serving.engine.models import embedded_model
 from harness import Server
 
 Capture = pytest.CaptureFixture[str]
@@ -74,3 +78,25 @@ def test_the_list_of_workloads(capsys: Capture) -> None:
     assert main(["bench", "run", "--workload", "list"]) == 0
     told = capsys.readouterr().out
     assert "shared-prefix:texts=4" in told and "trace:PATH" in told
+
+
+def test_capacity_of_a_server_is_searched(scripted: Server, tmp_path: Path, capsys: Capture) -> None:
+    flags = ("--workload", "fixed:input=8,output=4", "--duration-s", "1", "--start-rate", "30", "--most-runs", "2")
+    slos = ("--ttft-s", "30", "--tpot-s", "30", "--json", str(tmp_path / "out.json"))
+    assert main(["bench", "slo", "--url", scripted.url, *flags, *slos]) in (0, 1)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [tried["rate"] for tried in found["tried"]] == [30.0, 60.0]
+    assert all(tried["good"] == tried["offered"] > 5 for tried in found["tried"])
+    assert "requests/s" in capsys.readouterr().out
+
+
+def test_runs_too_short_to_show_anything_are_refused(scripted: Server, capsys: Capture) -> None:
+    assert main(["bench", "slo", "--url", scripted.url, "--duration-s", "2", "--start-rate", "3"]) == 2
+    assert (
+        "could not show an attainment of 0.9 even if all were good; make --duration-s longer" in capsys.readouterr().err
+    )
+
+
+def test_words_are_one_token_each() -> None:
+    tokenizer = Tokenizer.from_file(str(embedded_model(CACHE) / "tokenizer.json"))
+    assert [word for word in WORDS if len(tokenizer.encode(f" {word}", add_special_tokens=False).ids) != 1] == []

@@ -1,0 +1,152 @@
+"""`burrstone bench compare A B`: the same workload on two servers in turns, A B B A, so that a machine's moods hit both alike.
+
+A is measured twice a round; how far it is from itself is the noise. A ratio is of a round, B over A; its interval is a
+bootstrap over rounds.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from burrstone.batching.errors import UsageError
+from burrstone.bench.load.flags import Plan, add_load_flags, offer, terms_of, workload_of
+from burrstone.bench.load.summary import MAX_LATENESS_MS, summarize
+from burrstone.bench.machine import machine
+from burrstone.serving.cli.progress import Progress
+
+_TURNS = ("A", "B", "B", "A")
+# Figure -> whether more is better.
+FIGURES = {
+    "output_throughput": True,
+    "request_throughput": True,
+    "goodput_rps": True,
+    "median_ttft_ms": False,
+    "p99_ttft_ms": False,
+    "median_tpot_ms": False,
+}
+_RESAMPLES = 10_000
+_GRPC = "grpc://"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """B over A, with its 95 % interval; noise: how far A was from itself within a round, the median over rounds."""
+
+    ratio: float
+    low: float
+    high: float
+    noise: float
+    rounds: list[float]
+
+
+def ratio_of(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]], seed: int = 0) -> Ratio:
+    """first, second: A's and B's two values of each round."""
+    rounds = [sum(b) / sum(a) for a, b in zip(first, second, strict=True)]
+    drawn = np.random.default_rng(seed).choice(rounds, (_RESAMPLES, len(rounds)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    noise = statistics.median(abs(one / two - 1) for one, two in first)
+    return Ratio(statistics.median(rounds), float(low), float(high), noise, rounds)
+
+
+def add_parser(kinds: Any) -> None:
+    compare = kinds.add_parser(
+        "compare",
+        help="two servers under the same load, in turns",
+        description=(
+            "Offer the same workload to A and B in turns (A B B A in each round) and give B over A with a bootstrap interval, "
+            "beside how far A is from itself. Exit code 1 when --at-least is not surely met, or the client was the bottleneck."
+        ),
+    )
+    compare.add_argument("servers", nargs=2, metavar="URL", help="A and B: http(s)://host:port, or grpc://host:port")
+    add_load_flags(compare, url=False)
+    load = compare.add_mutually_exclusive_group()
+    load.add_argument("--rate", type=float, metavar="R", help="requests a second, open loop [4; a trace's own]")
+    load.add_argument("--concurrency", type=int, metavar="C", help="clients that take turns, closed loop")
+    compare.add_argument("--rounds", type=int, default=5, metavar="N", help="at least 2 [%(default)s]")
+    compare.add_argument(
+        "--at-least", type=float, metavar="X", help="B's output tokens/s over A's must surely reach this"
+    )
+    compare.add_argument("--json", type=Path, metavar="OUT", help="write the result here, `-` for stdout")
+    compare.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.rounds < 2:
+        raise UsageError(f"--rounds must be at least 2, got {arguments.rounds}")
+    plans = dict(zip("AB", (_plan(arguments, server) for server in arguments.servers), strict=True))
+    runs: dict[str, list[dict[str, Any]]] = {"A": [], "B": []}
+    with Progress() as progress:
+        for number in range(arguments.rounds):
+            for name in _TURNS:
+                progress.say(f"round {number + 1} of {arguments.rounds}: {name}")
+                runs[name].append(_once(plans[name], seed=1 + sum(map(len, runs.values()))))
+    result = compared(runs) | {"setting": machine() | {"servers": arguments.servers, "workload": arguments.workload}}
+    if arguments.json is not None and str(arguments.json) != "-":
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1) if str(arguments.json) == "-" else table(result))
+    if result["client_was_bottleneck"]:
+        print("burrstone: requests were sent late: this measured the client, not the servers", file=sys.stderr)
+        return 1
+    reached = result["output_throughput"]["low"]
+    return 1 if arguments.at_least is not None and not reached >= arguments.at_least else 0
+
+
+def _plan(arguments: argparse.Namespace, server: str) -> Plan:
+    arguments.grpc, arguments.url = server.startswith(_GRPC), server.removeprefix(_GRPC)
+    workload, tenants = workload_of(arguments, arguments.rate)
+    terms = terms_of(arguments, tenants)
+    return Plan(workload, terms, arguments.url, arguments.grpc, arguments.concurrency, arguments.seed)
+
+
+def _once(plan: Plan, seed: int) -> dict[str, Any]:
+    """Raises UsageError for a run in which nothing was answered."""
+    records = asyncio.run(offer(replace(plan, seed=plan.seed + seed)))
+    found = summarize(records, max(record.ended_s for record in records if record.ended_s == record.ended_s))
+    if not found["completed"]:
+        raise UsageError(f"{plan.url} answered nothing: {next(iter(found['errors']))}")
+    return found
+
+
+def compared(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Figure -> Ratio as a dictionary, for those that both servers have in every run."""
+    found: dict[str, Any] = {}
+    for figure in FIGURES:
+        values = {name: [run[figure] for run in those] for name, those in runs.items()}
+        if all(value for those in values.values() for value in those):
+            pairs = {name: list(zip(those[::2], those[1::2], strict=True)) for name, those in values.items()}
+            ratio = ratio_of(pairs["A"], pairs["B"])
+            medians = {name: statistics.median(those) for name, those in values.items()}
+            found[figure] = {
+                **{key: getattr(ratio, key) for key in ("ratio", "low", "high", "noise", "rounds")},
+                **medians,
+            }
+    lateness_ms = max(run["lateness_p99_ms"] for those in runs.values() for run in those)
+    failed = {name: sum(run["failed"] for run in those) for name, those in runs.items()}
+    return found | {
+        "failed": failed,
+        "lateness_p99_ms": lateness_ms,
+        "client_was_bottleneck": lateness_ms > MAX_LATENESS_MS,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """For people."""
+    lines = [f"{'':20}{'A':>12}{'B':>12}{'B / A':>9}{'95 % interval':>20}{'A / A noise':>13}"]
+    for figure in FIGURES:
+        if figure in result:
+            row = result[figure]
+            interval = f"{row['low']:.3f} to {row['high']:.3f}"
+            lines.append(
+                f"{figure:20}{row['A']:12.2f}{row['B']:12.2f}{row['ratio']:9.3f}{interval:>20}{row['noise']:12.1%}"
+            )
+    if any(result["failed"].values()):
+        lines.append(f"failed requests: A {result['failed']['A']}, B {result['failed']['B']}")
+    return "\n".join(lines)
