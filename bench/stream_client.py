@@ -7,8 +7,9 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 
@@ -17,7 +18,7 @@ from burrstone.serving.edges.proto_convert import from_json
 
 _SERVICE = "/burrstone.openai.v1."
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens":(\d+)')
-_ROUTES = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+ROUTES = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class HttpClient:
     """HTTP/1.1 with keep-alive: one connection a concurrent stream, as an SDK's pool holds them."""
 
     def __init__(self, port: int, api: str) -> None:
-        self._port, self._route = port, _ROUTES[api]
+        self._port, self._route = port, ROUTES[api]
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def stream(self, body: dict[str, Any]) -> Answer:
@@ -91,36 +92,52 @@ class HttpClient:
         return await asyncio.open_connection("127.0.0.1", self._port)
 
 
+class Rpc(NamedTuple):
+    """The streaming call of an API; `piece` gives a reply's text, empty for one that has none."""
+
+    path: str
+    request: Any
+    reply: Any
+    piece: Callable[[Any], str]
+
+
+RPCS = {
+    "chat": Rpc(
+        f"{_SERVICE}ChatCompletionService/StreamChatCompletion",
+        chat_pb2.StreamChatCompletionRequest,
+        chat_pb2.StreamChatCompletionResponse,
+        lambda reply: next((choice.delta.content for choice in reply.choices if choice.delta.content), ""),
+    ),
+    "completions": Rpc(
+        f"{_SERVICE}CompletionService/StreamCompletion",
+        completions_pb2.StreamCompletionRequest,
+        completions_pb2.StreamCompletionResponse,
+        lambda reply: next((choice.text for choice in reply.choices if choice.text), ""),
+    ),
+}
+
+
 class GrpcClient:
     """One HTTP/2 channel for all streams."""
 
     def __init__(self, port: int, api: str) -> None:
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        chat = api == "chat"
-        method = "ChatCompletionService/StreamChatCompletion" if chat else "CompletionService/StreamCompletion"
-        self._request = chat_pb2.StreamChatCompletionRequest if chat else completions_pb2.StreamCompletionRequest
+        self._rpc = RPCS[api]
         self._call: Any = self._channel.unary_stream(
-            f"{_SERVICE}{method}", request_serializer=lambda message: message.SerializeToString()
+            self._rpc.path, request_serializer=lambda message: message.SerializeToString()
         )
-        # Where the text lies in a frame that has any; the first chat frame has none.
-        self._reply = chat_pb2.StreamChatCompletionResponse if chat else completions_pb2.StreamCompletionResponse
-        self._chat = chat
 
     async def stream(self, body: dict[str, Any]) -> Answer:
-        request = from_json(self._request, {"params": body, "stream_options": {"include_usage": True}})
+        request = from_json(self._rpc.request, {"params": body, "stream_options": {"include_usage": True}})
         started_s = time.perf_counter()
         first_s, last = 0.0, b""
         async for last in self._call(request):
-            if not first_s and self._has_text(last):
+            if not first_s and self._rpc.piece(self._rpc.reply.FromString(last)):
                 first_s = time.perf_counter() - started_s
-        num_tokens = int(self._reply.FromString(last).usage.completion_tokens)
+        num_tokens = int(self._rpc.reply.FromString(last).usage.completion_tokens)
         if not first_s or not num_tokens:
             raise CutAnswer(f"the stream ended with {last!r}")
         return Answer(first_s, time.perf_counter() - started_s, num_tokens)
 
     async def close(self) -> None:
         await self._channel.close()
-
-    def _has_text(self, frame: bytes) -> bool:
-        choices: Any = self._reply.FromString(frame).choices
-        return any(choice.delta.content if self._chat else choice.text for choice in choices)

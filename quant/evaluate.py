@@ -80,7 +80,7 @@ class Evaluation:
         """What decides a verdict, beside the candidate."""
         text = self._data.text
         return {
-            "text": {"name": text.name, "digest": text.digest, "shape": list(text.rows.shape)},
+            "text": text.facts(),
             "cases": self._data.cases_name,
             "cases_digest": cases_digest(self._data.cases),
             "margins": asdict(self._margins),
@@ -93,12 +93,7 @@ class Evaluation:
         return {
             **judge(self._measure(run), self._margins, looks),
             "greedy": self._common_greedy(run),
-            "text": {
-                "name": text.name,
-                "digest": text.digest,
-                "shape": list(text.rows.shape),
-                "notice": SMOKE_NOTICE if text.smoke else None,
-            },
+            "text": text.facts() | {"notice": SMOKE_NOTICE if text.smoke else None},
             "cases": self._data.cases_name,
             "reference": {"name": model.checkpoint.name, "weights_digest": self.reference_digest},
             "date": datetime.now(UTC).date().isoformat(),

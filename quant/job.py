@@ -18,11 +18,11 @@ from torch import Tensor
 
 from burrstone.quant.card import loss_table, model_card, record_quality
 from burrstone.quant.checkpoint import INDEX_FILE, Checkpoint, tensor_bytes
-from burrstone.quant.errors import BadCheckpoint, QuantizeError
+from burrstone.quant.errors import QuantizeError
 from burrstone.quant.evaluate import Evaluation
 from burrstone.quant.formats import HEAD, OUR_KEY, Format, format_of
 from burrstone.quant.kv_cache import INT8_PER_TOKEN_HEAD
-from burrstone.quant.layer_job import quantize_layer
+from burrstone.quant.layer_job import check_finite, quantize_layer
 from burrstone.quant.mixed import most_looks, next_units, take_back, unrounded_file, verdict_of
 from burrstone.quant.progress import Bar
 from burrstone.quant.quality import weights_digest
@@ -113,12 +113,7 @@ class Job:
     def _calibration_facts(self) -> dict[str, Any] | None:
         if self.tokens is None:
             return None
-        return {
-            "name": self.tokens.name,
-            "digest": self.tokens.digest,
-            "shape": list(self.tokens.rows.shape),
-            "rows": self.tokens.row_digests(),
-        }
+        return self.tokens.facts() | {"rows": self.tokens.row_digests()}
 
     def _layers(self, model: StreamedModel, space: Workspace) -> None:
         batches = self._batches(model)
@@ -167,10 +162,7 @@ class Job:
         frame = {name: self.source.tensor(name) for name in model.frame_names()}
         if self.recipe.quantize_lm_head and scheme is not None:
             weight: Tensor = model.model.get_output_embeddings().weight
-            if not bool(torch.isfinite(weight).all()):
-                raise BadCheckpoint(
-                    f"{HEAD}.weight holds values that are no numbers (inf or nan); the checkpoint is damaged"
-                )
+            check_finite(weight, f"{HEAD}.weight")
             frame.pop(f"{HEAD}.weight", None)
             scale = self.recipe.scale_of(weight)
             parts = scheme.encode(quantize(weight, scale).cpu(), scale.cpu())

@@ -1,6 +1,5 @@
 """Quantizing one decoder layer: watch what flows through it, smooth, round, and say how much was lost."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -19,7 +18,6 @@ from burrstone.quant.structure import Unit, find_units
 
 _SAMPLE_TOKENS = 512
 _PROBE_TOKENS = 16
-_NO_NUMBERS = "{} holds values that are no numbers (inf or nan); the checkpoint is damaged"
 # Smoothing only moves factors about: what the layer computes may change by float32's rounding and no more.
 _FOLD_TOLERANCE = 1e-3
 
@@ -70,8 +68,7 @@ def quantize_layer(
         raise QuantizeError(f"{recipe.schemes} changes no weights")
     units = _units(model, layer, index, batches, smooths=recipe.smooths)
     for name in (name for unit in units for name in unit.linears):
-        if not bool(torch.isfinite(layer.get_submodule(name).weight).all()):
-            raise BadCheckpoint(_NO_NUMBERS.format(f"the weight of {model.prefix(index)}{name}"))
+        check_finite(layer.get_submodule(name).weight, f"the weight of {model.prefix(index)}{name}")
     stats = _observe(model, layer, index, batches, units, recipe, tick) if batches else {}
     strengths = _smooth_all(model, layer, index, batches, units, stats, recipe, stored)
     _round_to_stored(layer, stored, {f"{name}.weight" for unit in units for name in unit.linears})
@@ -96,8 +93,7 @@ def quantize_layer(
             result.tensors |= {f"{name}.{suffix}": tensor.contiguous() for suffix, tensor in parts.items()}
             result.unrounded[f"{name}.weight"] = linear.weight.to(stored[f"{name}.weight"]).cpu()
         loss = sum(losses) / len(losses) if losses else 0.0
-        if not math.isfinite(loss):
-            raise BadCheckpoint(_NO_NUMBERS.format(f"what {model.prefix(index)}{unit.name} makes"))
+        check_finite(torch.tensor(loss), f"what {model.prefix(index)}{unit.name} makes")
         result.units.append(UnitReport(list(unit.linears), loss, strengths.get(unit.name, 0.0), dampening, kept))
     for name, tensor in layer.state_dict().items():
         if name not in result.unrounded:
@@ -105,6 +101,12 @@ def quantize_layer(
     for name, module in rounded.items():
         replace_module(layer, name, module)
     return result
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raises BadCheckpoint for values that nothing could be computed with."""
+    if not bool(torch.isfinite(values).all()):
+        raise BadCheckpoint(f"{what} holds values that are no numbers (inf or nan); the checkpoint is damaged")
 
 
 def _round_to_stored(layer: nn.Module, stored: dict[str, torch.dtype], weights: set[str]) -> None:

@@ -42,6 +42,10 @@ class Tokens:
     def smoke(self) -> bool:
         return self.name == SMOKE
 
+    def facts(self) -> dict[str, Any]:
+        """What tells them from others, as JSON values."""
+        return {"name": self.name, "digest": self.digest, "shape": list(self.rows.shape)}
+
     def row_digests(self) -> list[str]:
         """One of each row, by which it is known again."""
         return [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16] for row in self.rows]

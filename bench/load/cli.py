@@ -2,19 +2,17 @@
 
 import argparse
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.cli.traffic import print_workloads
 from burrstone.bench.load.drive import Terms
-from burrstone.bench.load.flags import Plan, add_load_flags, offer, terms_of, url_of, workload_of
+from burrstone.bench.load.flags import Plan, add_load_flags, offer, offered_by, tell, terms_of, traffic_of, url_of
 from burrstone.bench.load.record import write_records
-from burrstone.bench.load.summary import MAX_LATENESS_MS, by_tenant, detailed, summarize
+from burrstone.bench.load.summary import by_tenant, detailed, duration_s, summarize
 from burrstone.bench.machine import machine
 
 
@@ -30,10 +28,6 @@ def add_parser(kinds: Any) -> None:
         ),
     )
     add_load_flags(run)
-    load = run.add_mutually_exclusive_group()
-    load.add_argument("--rate", type=float, metavar="R", help="requests a second, open loop [4; a trace's own]")
-    load.add_argument("--concurrency", type=int, metavar="C", help="clients that take turns, closed loop")
-    run.add_argument("--json", type=Path, metavar="OUT", help="write the summary here, `-` for stdout")
     run.add_argument("--records", type=Path, metavar="FILE", help="write one JSON line a request here")
     run.set_defaults(run=_run)
 
@@ -43,32 +37,23 @@ def _run(arguments: argparse.Namespace) -> int:
         print_workloads()
         print("agent, json, lora\n    agents; chats that answer by a JSON schema; chats for each --model in turns")
         return 0
-    if arguments.concurrency is not None and arguments.concurrency < 1:
-        raise UsageError(f"--concurrency must be at least 1, got {arguments.concurrency}")
-    workload, tenants = workload_of(arguments, arguments.rate)
-    url, terms = url_of(arguments), terms_of(arguments, tenants)
+    traffic = traffic_of(arguments)
+    workload = offered_by(traffic, arguments, arguments.rate)
+    url, terms = url_of(arguments), terms_of(arguments, traffic.tenant_names)
     with tqdm(total=len(workload), unit="request", file=sys.stderr, disable=None) as bar:
         plan = Plan(workload, terms, url, arguments.grpc, arguments.concurrency, arguments.seed)
         records = asyncio.run(offer(plan, lambda _: bar.update()))
-    duration_s = max(record.ended_s for record in records if record.ended_s == record.ended_s)
-    summary = summarize(records, duration_s)
+    took_s = duration_s(records)
+    summary = summarize(records, took_s)
     result = {
         **summary,
-        "tenants": by_tenant(records, duration_s) if len({record.tenant for record in records}) > 1 else {},
+        "tenants": by_tenant(records, took_s) if len({record.tenant for record in records}) > 1 else {},
         "setting": machine() | _setting(arguments, terms, url),
         **detailed(records),
     }
     if arguments.records is not None:
         write_records(arguments.records, records)
-    if arguments.json is not None and str(arguments.json) != "-":
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1) if str(arguments.json) == "-" else table(summary))
-    if summary["client_was_bottleneck"]:
-        print(
-            f"burrstone: requests were sent up to {summary['lateness_p99_ms']:.1f} ms late (p99; {MAX_LATENESS_MS:g} is "
-            "allowed): this measured the client. Lower the rate, or run it on cores of its own",
-            file=sys.stderr,
-        )
+    tell(result, table(summary), arguments.json)
     return 1 if summary["client_was_bottleneck"] or not summary["completed"] else 0
 
 

@@ -6,19 +6,17 @@ bootstrap over rounds.
 
 import argparse
 import asyncio
-import json
 import statistics
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from burrstone.batching.errors import UsageError
-from burrstone.bench.load.flags import Plan, add_load_flags, offer, terms_of, workload_of
-from burrstone.bench.load.summary import MAX_LATENESS_MS, summarize
+from burrstone.batching.sim.cli.traffic import Traffic
+from burrstone.bench.load.flags import Plan, add_load_flags, offer, offered_by, tell, terms_of, traffic_of
+from burrstone.bench.load.summary import MAX_LATENESS_MS, duration_s, summarize
 from burrstone.bench.machine import machine
 from burrstone.serving.cli.progress import Progress
 
@@ -67,21 +65,18 @@ def add_parser(kinds: Any) -> None:
     )
     compare.add_argument("servers", nargs=2, metavar="URL", help="A and B: http(s)://host:port, or grpc://host:port")
     add_load_flags(compare, url=False)
-    load = compare.add_mutually_exclusive_group()
-    load.add_argument("--rate", type=float, metavar="R", help="requests a second, open loop [4; a trace's own]")
-    load.add_argument("--concurrency", type=int, metavar="C", help="clients that take turns, closed loop")
     compare.add_argument("--rounds", type=int, default=5, metavar="N", help="at least 2 [%(default)s]")
     compare.add_argument(
         "--at-least", type=float, metavar="X", help="B's output tokens/s over A's must surely reach this"
     )
-    compare.add_argument("--json", type=Path, metavar="OUT", help="write the result here, `-` for stdout")
     compare.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.rounds < 2:
         raise UsageError(f"--rounds must be at least 2, got {arguments.rounds}")
-    plans = dict(zip("AB", (_plan(arguments, server) for server in arguments.servers), strict=True))
+    traffic = traffic_of(arguments)
+    plans = dict(zip("AB", (_plan(arguments, traffic, server) for server in arguments.servers), strict=True))
     runs: dict[str, list[dict[str, Any]]] = {"A": [], "B": []}
     with Progress() as progress:
         for number in range(arguments.rounds):
@@ -89,27 +84,23 @@ def _run(arguments: argparse.Namespace) -> int:
                 progress.say(f"round {number + 1} of {arguments.rounds}: {name}")
                 runs[name].append(_once(plans[name], seed=1 + sum(map(len, runs.values()))))
     result = compared(runs) | {"setting": machine() | {"servers": arguments.servers, "workload": arguments.workload}}
-    if arguments.json is not None and str(arguments.json) != "-":
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1) if str(arguments.json) == "-" else table(result))
+    tell(result, table(result), arguments.json)
     if result["client_was_bottleneck"]:
-        print("burrstone: requests were sent late: this measured the client, not the servers", file=sys.stderr)
         return 1
     reached = result["output_throughput"]["low"]
     return 1 if arguments.at_least is not None and not reached >= arguments.at_least else 0
 
 
-def _plan(arguments: argparse.Namespace, server: str) -> Plan:
+def _plan(arguments: argparse.Namespace, traffic: Traffic, server: str) -> Plan:
     arguments.grpc, arguments.url = server.startswith(_GRPC), server.removeprefix(_GRPC)
-    workload, tenants = workload_of(arguments, arguments.rate)
-    terms = terms_of(arguments, tenants)
+    workload, terms = offered_by(traffic, arguments, arguments.rate), terms_of(arguments, traffic.tenant_names)
     return Plan(workload, terms, arguments.url, arguments.grpc, arguments.concurrency, arguments.seed)
 
 
 def _once(plan: Plan, seed: int) -> dict[str, Any]:
     """Raises UsageError for a run in which nothing was answered."""
     records = asyncio.run(offer(replace(plan, seed=plan.seed + seed)))
-    found = summarize(records, max(record.ended_s for record in records if record.ended_s == record.ended_s))
+    found = summarize(records, duration_s(records))
     if not found["completed"]:
         raise UsageError(f"{plan.url} answered nothing: {next(iter(found['errors']))}")
     return found
@@ -124,10 +115,7 @@ def compared(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             pairs = {name: list(zip(those[::2], those[1::2], strict=True)) for name, those in values.items()}
             ratio = ratio_of(pairs["A"], pairs["B"])
             medians = {name: statistics.median(those) for name, those in values.items()}
-            found[figure] = {
-                **{key: getattr(ratio, key) for key in ("ratio", "low", "high", "noise", "rounds")},
-                **medians,
-            }
+            found[figure] = asdict(ratio) | medians
     lateness_ms = max(run["lateness_p99_ms"] for those in runs.values() for run in those)
     failed = {name: sum(run["failed"] for run in those) for name, those in runs.items()}
     return found | {

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from burrstone.batching.sim.traffic.workload import Slo
 from burrstone.batching.sim.traffic.workload_types import NONE, Workload
 from burrstone.bench.load.prompts import Prompts, followers
-from burrstone.bench.load.record import Record, Slo
+from burrstone.bench.load.record import Record
 from burrstone.bench.load.wires import Wire, within
 
 Message = dict[str, str]

@@ -3,10 +3,13 @@
 import argparse
 import asyncio
 import json
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +19,9 @@ from burrstone.batching.sim.traffic.workload import evenly
 from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.load.drive import Drive, Terms
 from burrstone.bench.load.record import Record
-from burrstone.bench.load.wires import ROUTES, GrpcWire, HttpWire, Wire
+from burrstone.bench.load.summary import MAX_LATENESS_MS
+from burrstone.bench.load.wires import GrpcWire, HttpWire, Wire, base_url
+from burrstone.bench.stream_client import ROUTES
 
 _LEAD_S = 0.5
 _JSON_SCHEMA = {
@@ -33,8 +38,8 @@ _FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "i
 _WORDED = {"json": "chat", "lora": "chat", "agent": "agents"}
 
 
-def add_load_flags(parser: argparse.ArgumentParser, *, url: bool = True) -> None:
-    """All but how much load there is; url: also which server."""
+def add_load_flags(parser: argparse.ArgumentParser, *, url: bool = True, amount: bool = True) -> None:
+    """url: also which server. amount: also how much load."""
     if url:
         parser.add_argument("--url", help="http(s)://host:port, or host:port with --grpc [http://127.0.0.1:8000]")
         parser.add_argument("--grpc", action="store_true", help="over burrstone's gRPC API [127.0.0.1:9000]")
@@ -53,6 +58,11 @@ def add_load_flags(parser: argparse.ArgumentParser, *, url: bool = True) -> None
     parser.add_argument("--timeout-s", type=float, default=600.0, metavar="S", help="of a request [%(default)g]")
     parser.add_argument("--stop-early", action="store_true", help="let the model end its answers")
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the result here, `-` for stdout")
+    if amount:
+        load = parser.add_mutually_exclusive_group()
+        load.add_argument("--rate", type=float, metavar="R", help="requests a second, open loop [4; a trace's own]")
+        load.add_argument("--concurrency", type=int, metavar="C", help="clients that take turns, closed loop")
 
 
 def url_of(arguments: argparse.Namespace) -> str:
@@ -73,20 +83,40 @@ def terms_of(arguments: argparse.Namespace, tenants: tuple[str, ...]) -> Terms:
     )
 
 
-def workload_of(arguments: argparse.Namespace, rate: float | None) -> tuple[Workload, tuple[str, ...]]:
-    """The requests at this rate, and the names of their tenants. Raises UsageError."""
+def traffic_of(arguments: argparse.Namespace) -> Traffic:
+    """What makes the requests, at any rate: a trace is read once. Raises UsageError."""
+    name, colon, parameters = arguments.workload.partition(":")
+    worded = {"workload": _WORDED.get(name, name) + colon + parameters}
+    return Traffic(argparse.Namespace(**vars(arguments) | worded))
+
+
+def offered_by(traffic: Traffic, arguments: argparse.Namespace, rate: float | None) -> Workload:
+    """The requests at this rate; the traffic's own for None. Raises UsageError."""
     if rate is not None and not rate > 0:
         raise UsageError(f"--rate must be > 0, got {rate:g}")
-    name, colon, parameters = arguments.workload.partition(":")
-    arguments.workload = _WORDED.get(name, name) + colon + parameters
-    traffic = Traffic(arguments)
-    arguments.workload = name + colon + parameters
+    concurrency = getattr(arguments, "concurrency", None)
+    if concurrency is not None and concurrency < 1:
+        raise UsageError(f"--concurrency must be at least 1, got {concurrency}")
     made = traffic.offered(rate, arguments.seed)
     if arguments.arrivals == "constant":
         made = evenly(made)
     if arguments.num_requests is not None:
         made = made.take(np.arange(min(arguments.num_requests, len(made))))
-    return made, traffic.tenant_names
+    return made
+
+
+def tell(result: dict[str, Any], table: str, out: Path | None) -> None:
+    """Write a result where --json says, and print it: as JSON for `-`, else for people. A client that was the bottleneck
+    is told on stderr."""
+    if out is not None and str(out) != "-":
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1) if str(out) == "-" else table)
+    if result["client_was_bottleneck"]:
+        print(
+            f"burrstone: requests were sent up to {result['lateness_p99_ms']:.1f} ms late (p99; {MAX_LATENESS_MS:g} is "
+            "allowed): this measured the client. Lower the rate, or run it on cores of its own",
+            file=sys.stderr,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +153,7 @@ async def offer(plan: Plan, tick: Callable[[Record], None] = lambda _: None) -> 
 def _first_model(arguments: argparse.Namespace, url: str) -> str:
     if arguments.grpc:
         return "default"
-    request = urllib.request.Request(f"{url.rstrip('/').removesuffix('/v1')}/v1/models")
+    request = urllib.request.Request(f"{base_url(url)}/v1/models")
     if arguments.key:
         request.add_header("Authorization", f"Bearer {arguments.key[0]}")
     try:

@@ -11,14 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from burrstone.batching.sim.traffic.workload import Slo
 
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """What a request asks for; infinite where it does not care."""
-
-    ttft_s: float = math.inf
-    tpot_s: float = math.inf
-    e2e_s: float = math.inf
+NO_SLO = Slo()
 
 
 @dataclass(slots=True)
@@ -32,7 +27,7 @@ class Record:
     intended_s: float
     tenant: str = "default"
     program: int | None = None
-    slo: Slo = Slo()
+    slo: Slo = NO_SLO
     sent_s: float = math.nan
     pieces_s: list[float] = field(default_factory=list)
     ended_s: float = math.nan

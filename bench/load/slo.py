@@ -2,17 +2,15 @@
 
 import argparse
 import asyncio
-import json
 import sys
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from tqdm import tqdm
 
 from burrstone.batching.errors import UsageError
 from burrstone.bench.load.capacity import Capacity, find_capacity, lower_bound
-from burrstone.bench.load.flags import Plan, add_load_flags, offer, terms_of, url_of, workload_of
+from burrstone.bench.load.flags import Plan, add_load_flags, offer, offered_by, tell, terms_of, traffic_of, url_of
 from burrstone.bench.load.summary import MAX_LATENESS_MS, lateness_p99_ms
 from burrstone.bench.machine import machine
 
@@ -27,33 +25,33 @@ def add_parser(kinds: Any) -> None:
             "least --attainment. Exit code 1 when no rate was sustained, or the client itself was the bottleneck."
         ),
     )
-    add_load_flags(slo)
+    add_load_flags(slo, amount=False)
     slo.add_argument("--start-rate", type=float, default=2.0, metavar="R", help="of the first run [%(default)g]")
     slo.add_argument("--attainment", type=float, default=0.9, metavar="S", help="share within its SLOs [%(default)g]")
     slo.add_argument("--within", type=float, default=0.05, metavar="S", help="how exactly, relatively [%(default)g]")
     slo.add_argument("--most-runs", type=int, default=10, metavar="N", help="[%(default)s]")
-    slo.add_argument("--json", type=Path, metavar="OUT", help="write the result here, `-` for stdout")
     slo.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.attainment < 1 or not arguments.within > 0 or arguments.most_runs < 1:
         raise UsageError("--attainment lies between 0 and 1, --within is above 0 and --most-runs at least 1")
-    workload, tenants = workload_of(arguments, arguments.start_rate)
-    plan = Plan(workload, terms_of(arguments, tenants), url_of(arguments), arguments.grpc, None, arguments.seed)
+    traffic = traffic_of(arguments)
+    terms, url = terms_of(arguments, traffic.tenant_names), url_of(arguments)
     lateness_ms: list[float] = []
 
     def measure(rate: float) -> tuple[int, int]:
         # Other texts in each run: what the last one left in the server's cache is not this one's.
-        offered = replace(plan, workload=workload_of(arguments, rate)[0], seed=arguments.seed + 1 + len(lateness_ms))
-        size = len(offered.workload)
+        seed = arguments.seed + 1 + len(lateness_ms)
+        plan = Plan(offered_by(traffic, arguments, rate), terms, url, arguments.grpc, seed=seed)
+        size = len(plan.workload)
         if lower_bound(size, size) < arguments.attainment:
             raise UsageError(
                 f"{size} requests at {rate:.3g} a second could not show an attainment of {arguments.attainment:g} even if all "
                 "were good; make --duration-s longer"
             )
         with tqdm(total=size, desc=f"{rate:.3g} requests/s", file=sys.stderr, disable=None) as bar:
-            records = asyncio.run(offer(offered, lambda _: bar.update()))
+            records = asyncio.run(offer(plan, lambda _: bar.update()))
         lateness_ms.append(lateness_p99_ms(records))
         return sum(record.good for record in records), len(records)
 
@@ -72,16 +70,9 @@ def _run(arguments: argparse.Namespace) -> int:
         "tried": [asdict(tried) for tried in found.tried],
         "lateness_p99_ms": max(lateness_ms),
         "client_was_bottleneck": late,
-        "setting": machine() | {"workload": arguments.workload, "url": plan.url, "duration_s": arguments.duration_s},
+        "setting": machine() | {"workload": arguments.workload, "url": url, "duration_s": arguments.duration_s},
     }
-    if arguments.json is not None and str(arguments.json) != "-":
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1) if str(arguments.json) == "-" else _table(found))
-    if late:
-        print(
-            f"burrstone: requests were sent up to {max(lateness_ms):.1f} ms late: this measured the client",
-            file=sys.stderr,
-        )
+    tell(result, _table(found), arguments.json)
     return 1 if late or not found.sustained else 0
 
 

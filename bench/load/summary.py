@@ -3,6 +3,7 @@
 Goodput counts what met all of its SLOs over all that was *offered*: failures, refusals and timeouts are bad, not absent.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,10 +62,9 @@ def by_tenant(records: Sequence[Record], duration_s: float) -> dict[str, dict[st
     }
 
 
-def jain(shares: Sequence[float]) -> float:
-    """Jain's fairness index: 1 for equal shares, 1 / n where one has all."""
-    whole = sum(share * share for share in shares)
-    return 1.0 if whole == 0 else sum(shares) ** 2 / (len(shares) * whole)
+def duration_s(records: Sequence[Record]) -> float:
+    """From the first moment of the schedule to the last end."""
+    return max(record.ended_s for record in records if not math.isnan(record.ended_s))
 
 
 def detailed(records: Sequence[Record]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def detailed(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def lateness_p99_ms(records: Sequence[Record]) -> float:
-    late_s = [record.late_s for record in records if not np.isnan(record.late_s)]
+    late_s = [record.late_s for record in records if not math.isnan(record.late_s)]
     return _MS * float(np.percentile(late_s, 99)) if late_s else 0.0
 
 

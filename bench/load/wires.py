@@ -11,14 +11,12 @@ import aiohttp
 import grpc
 
 from burrstone.bench.load.record import Record
-from burrstone.openai.v1 import chat_pb2, completions_pb2
+from burrstone.bench.stream_client import ROUTES, RPCS
 from burrstone.serving.edges.proto_convert import from_json
 
-ROUTES = {"chat": "chat/completions", "completions": "completions"}
 # An event with some of the answer: text, reasoning, or a piece of a tool call. A chat's first says only who speaks.
 _PIECE = re.compile(rb'"(?:text|content|reasoning_content|reasoning|arguments)":\s*"(?!")')
 _HAS_USAGE = re.compile(rb'"usage":\s*{')
-_SERVICE = "/burrstone.openai.v1."
 _MAX_ERROR_CHARS = 200
 
 
@@ -29,11 +27,16 @@ class Wire(Protocol):
     async def close(self) -> None: ...
 
 
+def base_url(url: str) -> str:
+    """A server's address without a last /v1, which may be given or left out."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
 class HttpWire:
     """url: http(s)://host[:port][/prefix], with or without a last /v1. now: seconds since the run's start."""
 
     def __init__(self, url: str, api: str, now: Callable[[], float]) -> None:
-        self._url = f"{url.rstrip('/').removesuffix('/v1')}/v1/{ROUTES[api]}"
+        self._url = base_url(url) + ROUTES[api]
         self._now = now
         self._session = aiohttp.ClientSession(
             # A pool of any size: a client that queues hides what the server makes it wait.
@@ -85,29 +88,22 @@ class GrpcWire:
     """address: host:port of burrstone's gRPC API, without TLS."""
 
     def __init__(self, address: str, api: str, now: Callable[[], float]) -> None:
-        self._now, self._chat = now, api == "chat"
+        self._now, self._rpc = now, RPCS[api]
         self._channel = grpc.aio.insecure_channel(address)
-        self._request: Any
-        if self._chat:
-            self._request, method = chat_pb2.StreamChatCompletionRequest, "ChatCompletionService/StreamChatCompletion"
-            reply: Any = chat_pb2.StreamChatCompletionResponse
-        else:
-            self._request, method = completions_pb2.StreamCompletionRequest, "CompletionService/StreamCompletion"
-            reply = completions_pb2.StreamCompletionResponse
         self._call: Any = self._channel.unary_stream(
-            f"{_SERVICE}{method}",
+            self._rpc.path,
             request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=reply.FromString,
+            response_deserializer=self._rpc.reply.FromString,
         )
 
     async def ask(self, body: dict[str, Any], record: Record, headers: dict[str, str], *, keep_text: bool) -> str:
-        request = from_json(self._request, {"params": body, "stream_options": {"include_usage": True}})
+        request = from_json(self._rpc.request, {"params": body, "stream_options": {"include_usage": True}})
         metadata = tuple((name.lower(), value) for name, value in headers.items())
         texts, usage = list[str](), {}
         record.sent_s = self._now()
         try:
             async for reply in self._call(request, metadata=metadata):
-                if text := self._piece(reply):
+                if text := self._rpc.piece(reply):
                     record.pieces_s.append(self._now())
                     texts.append(text)
                 if reply.usage.completion_tokens:
@@ -122,13 +118,6 @@ class GrpcWire:
         finally:
             record.ended_s = self._now()
         return "".join(texts) if keep_text else ""
-
-    def _piece(self, reply: Any) -> str:
-        for choice in reply.choices:
-            text: str = choice.delta.content if self._chat else choice.text
-            if text:
-                return text
-        return ""
 
     async def close(self) -> None:
         await self._channel.close()

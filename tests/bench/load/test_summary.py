@@ -1,7 +1,6 @@
 """Figures from records: by definition, over all that was offered, and back from the file."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burrstone.bench.load.record import Record, Slo, read_records, write_records
-from burrstone.bench.load.summary import by_tenant, detailed, jain, summarize
+from burrstone.batching.sim.traffic.workload import Slo
+from burrstone.bench.load.record import Record, read_records, write_records
+from burrstone.bench.load.summary import by_tenant, detailed, summarize
 
 
 def answered(number: int, ttft_s: float, gaps_s: list[float], *, late_s: float = 0.0, slo: Slo = Slo()) -> Record:
@@ -100,8 +100,3 @@ def test_the_detailed_lists_are_vllms() -> None:
     assert found["ttfts"] == pytest.approx([0.4, 0.0]) and found["errors"] == ["", "refused"]
     assert found["latencies"] == pytest.approx([0.8, 0.0]) and found["start_times"] == pytest.approx([0.1, 1.0])
     assert found["itls"][0] == pytest.approx([0.1, 0.3]) and found["output_lens"] == [3, 0]
-
-
-def test_jain() -> None:
-    assert jain([1, 1, 1]) == 1.0 and jain([1, 0, 0]) == pytest.approx(1 / 3) and jain([0, 0]) == 1.0
-    assert not math.isnan(jain([5]))
