@@ -5,21 +5,22 @@ change its speed, so it is made by the quickest method unless one is given.
 """
 
 import asyncio
-import contextlib
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from burrstone.batching.errors import UsageError
-from burrstone.bench.contenders import served
 from burrstone.bench.machine import machine
+from burrstone.bench.peers.models import Models
+from burrstone.bench.peers.servers import all_running
+from burrstone.bench.peers.table import burrstone
 from burrstone.bench.stream_client import HttpClient
 from burrstone.bench.stream_load import Load, Prompts, throughput, turns
 from burrstone.serving.config import ServeConfig
-from burrstone.serving.engine.models import model_config, resolve_model
+from burrstone.serving.engine.models import model_config
 
 # Streams -> how many times as fast as bfloat16 it is to be.
 GOALS = {1: 1.5, 32: 1.2}
@@ -41,12 +42,15 @@ class Int8Plan:
 
 
 def measure_int8(plan: Int8Plan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Raises UsageError for what cannot be compared, RuntimeError when a server does not start."""
+    """Raises UsageError for what cannot be compared, or a server that does not start."""
     if plan.checkpoint is not None:
         _check_checkpoint(plan, plan.checkpoint)
-    reference = resolve_model(plan.model, ServeConfig().cache_dir.expanduser(), say).path
-    with _int8_copy(plan, reference, say) as candidate, served({"bf16": reference, "int8": candidate}, say) as ports:
-        found = asyncio.run(_in_turns(plan, ports, say))
+    with tempfile.TemporaryDirectory(prefix="burrstone-int8-") as folder:
+        models = Models(plan.model, Path(folder), say, quantize_lm_head=plan.quantize_lm_head)
+        candidate = models.int8 if plan.checkpoint is None else str(plan.checkpoint)
+        launches = {"bf16": burrstone(models.folder), "int8": burrstone(candidate)}
+        with all_running(launches, say):
+            found = asyncio.run(_in_turns(plan, {name: launch.port for name, launch in launches.items()}, say))
     return summarize(plan, found)
 
 
@@ -87,25 +91,6 @@ def _check_checkpoint(plan: Int8Plan, folder: Path) -> None:
         raise UsageError(str(error)) from error
     if scheme is not W8A8:
         raise UsageError(f"--checkpoint {folder} is no {W8A8.name} checkpoint")
-
-
-@contextlib.contextmanager
-def _int8_copy(plan: Int8Plan, reference: str, say: Callable[[str], None]) -> Iterator[str]:
-    if plan.checkpoint is not None:
-        yield str(plan.checkpoint)
-        return
-    # Loaded only here: the quantizer brings torch and transformers along.
-    from burrstone.quant.checkpoint import Checkpoint, find_checkpoint
-    from burrstone.quant.job import Job
-    from burrstone.quant.progress import SilentBar
-    from burrstone.quant.recipe import Recipe
-
-    with tempfile.TemporaryDirectory(prefix="burrstone-int8-") as folder:
-        say("making the INT8 checkpoint")
-        recipe = Recipe(method="rtn", quantize_lm_head=plan.quantize_lm_head)
-        out = Path(folder) / "int8"
-        Job(Checkpoint(find_checkpoint(reference)), out, recipe, None, SilentBar()).run()
-        yield str(out)
 
 
 async def _in_turns(

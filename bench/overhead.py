@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from burrstone.bench.contenders import contenders
 from burrstone.bench.machine import machine
+from burrstone.bench.peers.servers import all_running, free_port
+from burrstone.bench.peers.table import burrstone, vllm
 from burrstone.bench.stream_client import GrpcClient, HttpClient, StreamClient
 from burrstone.bench.stream_load import Load, Prompts, throughput, turns
+from burrstone.serving.config import EMBEDDED_MODEL, ServeConfig
+from burrstone.serving.engine.models import resolve_model
 
 CONCURRENCIES = (8, 32)
 _TTFT_REQUESTS = 12
@@ -65,17 +68,19 @@ class Samples:
 
 
 def measure_overhead(plan: OverheadPlan, say: Callable[[str], None]) -> Overhead:
-    """Start the servers, load them in turns, compare. Raises RuntimeError when a server does not start."""
-    with contenders(say) as ports:
+    """Start the servers, load them in turns, compare. Raises UsageError when a server does not start."""
+    model, grpc_port = resolve_model(EMBEDDED_MODEL, ServeConfig().cache_dir.expanduser(), say), free_port()
+    bare, ours = vllm(model.path, recipe=True), burrstone(EMBEDDED_MODEL, grpc_port=grpc_port)
 
-        def connect() -> dict[str, StreamClient]:
-            return {
-                "bare": HttpClient(ports.bare_port, plan.api),
-                "bare again": HttpClient(ports.bare_port, plan.api),
-                "http": HttpClient(ports.http_port, plan.api),
-                "grpc": GrpcClient(ports.grpc_port, plan.api),
-            }
+    def connect() -> dict[str, StreamClient]:
+        return {
+            "bare": HttpClient(bare.port, plan.api),
+            "bare again": HttpClient(bare.port, plan.api),
+            "http": HttpClient(ours.port, plan.api),
+            "grpc": GrpcClient(grpc_port, plan.api),
+        }
 
+    with all_running({"bare vLLM": bare, "burrstone": ours}, say):
         samples = asyncio.run(_load_in_turns(plan, connect, say))
     return summarize(plan, samples)
 

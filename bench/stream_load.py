@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from burrstone.bench.contenders import MODEL
+from burrstone.bench.peers.table import MODEL
 from burrstone.bench.stream_client import StreamClient
 
 _WORDS = [

@@ -48,6 +48,8 @@ def main() -> None:
         held.write_text("\n".join(lines({name: version for name, version in (cpu | dev).items() if name != "torch"})))
         soak = resolve(pip, extras["soak"] + ["-c", str(held)])
         write("soak", {name: version for name, version in soak.items() if name not in cpu | dev})
+        peers = resolve(pip, extras["peers"] + ["-c", str(held)])
+        write("peers", {name: version for name, version in peers.items() if name not in cpu | dev})
         clients = resolve(pip, extras["clients"] + ["-c", str(held)])
         write("clients", {name: version for name, version in clients.items() if name not in cpu | dev})
         write("test-models", resolve(pip, extras["test-models"]))

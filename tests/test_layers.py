@@ -59,7 +59,7 @@ VLLM_IMPORTERS = {
     "burrstone.bench.machine": {"vllm"},
     # Its public offline API.
     "burrstone.bench.live_engine": {"vllm"},
-    "burrstone.bench.contenders": {"vllm.entrypoints.launchers.api_server.entry"},
+    "burrstone.bench.peers.table": {"vllm.entrypoints.launchers.api_server.entry"},
 }
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 

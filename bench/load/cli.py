@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,16 @@ from tqdm import tqdm
 
 from burrstone.batching.sim.cli.traffic import print_workloads
 from burrstone.bench.load.drive import Terms
-from burrstone.bench.load.flags import Plan, add_load_flags, offer, offered_by, tell, terms_of, traffic_of, url_of
+from burrstone.bench.load.flags import (
+    Plan,
+    add_load_flags,
+    offer_watched,
+    offered_by,
+    tell,
+    terms_of,
+    traffic_of,
+    url_of,
+)
 from burrstone.bench.load.record import write_records
 from burrstone.bench.load.summary import by_tenant, detailed, duration_s, summarize
 from burrstone.bench.machine import machine
@@ -42,13 +52,14 @@ def _run(arguments: argparse.Namespace) -> int:
     url, terms = url_of(arguments), terms_of(arguments, traffic.tenant_names)
     with tqdm(total=len(workload), unit="request", file=sys.stderr, disable=None) as bar:
         plan = Plan(workload, terms, url, arguments.grpc, arguments.concurrency, arguments.seed)
-        records = asyncio.run(offer(plan, lambda _: bar.update()))
+        records, seen = asyncio.run(offer_watched(plan, lambda _: bar.update()))
     took_s = duration_s(records)
-    summary = summarize(records, took_s)
+    summary = summarize(records, took_s) | seen.figures()
     result = {
         **summary,
         "tenants": by_tenant(records, took_s) if len({record.tenant for record in records}) > 1 else {},
         "setting": machine() | _setting(arguments, terms, url),
+        "intended_times": [record.intended_s for record in records],
         **detailed(records),
     }
     if arguments.records is not None:
@@ -59,7 +70,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _setting(arguments: argparse.Namespace, terms: Terms, url: str) -> dict[str, Any]:
     names = ("workload", "rate", "concurrency", "duration_s", "num_requests", "arrivals", "api", "seed")
-    return {name: getattr(arguments, name) for name in names} | {"models": list(terms.models), "url": url}
+    asked = {name: getattr(arguments, name) for name in (*names, "ttft_s", "tpot_s", "e2e_s")}
+    return asked | {"models": list(terms.models), "url": url, "command": _command(arguments)}
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line without its API keys: results are passed on."""
+    words = shlex.split(arguments.command_line)
+    for key in arguments.key or ():
+        words = ["KEY" if word == key else word.replace(f"={key}", "=KEY") for word in words]
+    return shlex.join(words)
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -74,5 +94,7 @@ def table(summary: dict[str, Any]) -> str:
         keys = (f"mean_{name}_ms", *(f"p{p}_{name}_ms" for p in (50, 90, 95, 99)))
         values = [summary[key] for key in keys]
         lines.append(label.ljust(10) + "".join(f"{'-' if v is None else format(v, '.1f'):>10}" for v in values))
+    if summary.get("mean_queue_ms") is not None:
+        lines.append(f"in the engine's queue: {summary['mean_queue_ms']:.1f} ms on average, says the server")
     lines += [f"{count:6} x {error}" for error, count in summary["errors"].items()]
     return "\n".join(lines)

@@ -6,9 +6,12 @@ bootstrap over rounds.
 
 import argparse
 import asyncio
+import contextlib
 import statistics
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,11 @@ from burrstone.batching.sim.cli.traffic import Traffic
 from burrstone.bench.load.flags import Plan, add_load_flags, offer, offered_by, tell, terms_of, traffic_of
 from burrstone.bench.load.summary import MAX_LATENESS_MS, duration_s, summarize
 from burrstone.bench.machine import machine
+from burrstone.bench.peers.models import Models
+from burrstone.bench.peers.servers import all_running
+from burrstone.bench.peers.table import PEERS, check
 from burrstone.serving.cli.progress import Progress
+from burrstone.serving.config import EMBEDDED_MODEL
 
 _TURNS = ("A", "B", "B", "A")
 # Figure -> whether more is better.
@@ -63,7 +70,12 @@ def add_parser(kinds: Any) -> None:
             "beside how far A is from itself. Exit code 1 when --at-least is not surely met, or the client was the bottleneck."
         ),
     )
-    compare.add_argument("servers", nargs=2, metavar="URL", help="A and B: http(s)://host:port, or grpc://host:port")
+    compare.add_argument(
+        "servers",
+        nargs=2,
+        metavar="SERVER",
+        help=f"A and B: http(s)://host:port, grpc://host:port, or one that is started for it: {', '.join(PEERS)}",
+    )
     add_load_flags(compare, url=False)
     compare.add_argument("--rounds", type=int, default=5, metavar="N", help="at least 2 [%(default)s]")
     compare.add_argument(
@@ -76,9 +88,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.rounds < 2:
         raise UsageError(f"--rounds must be at least 2, got {arguments.rounds}")
     traffic = traffic_of(arguments)
-    plans = dict(zip("AB", (_plan(arguments, traffic, server) for server in arguments.servers), strict=True))
     runs: dict[str, list[dict[str, Any]]] = {"A": [], "B": []}
-    with Progress() as progress:
+    with Progress() as progress, _reached(arguments.servers, progress.say) as urls:
+        plans = dict(zip("AB", (_plan(arguments, traffic, url) for url in urls), strict=True))
         for number in range(arguments.rounds):
             for name in _TURNS:
                 progress.say(f"round {number + 1} of {arguments.rounds}: {name}")
@@ -89,6 +101,19 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
     reached = result["output_throughput"]["low"]
     return 1 if arguments.at_least is not None and not reached >= arguments.at_least else 0
+
+
+@contextlib.contextmanager
+def _reached(servers: Sequence[str], say: Callable[[str], None]) -> Iterator[list[str]]:
+    """Where the servers are; those named as peers are started, and stopped at the end."""
+    wanted = [server for server in servers if server in PEERS]
+    check(wanted)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="burrstone-compare-")))
+        models = Models(EMBEDDED_MODEL, folder, say)
+        launches = {name: PEERS[name].launch(models) for name in wanted}
+        stack.enter_context(all_running(launches, say))
+        yield [launches[server].url if server in launches else server for server in servers]
 
 
 def _plan(arguments: argparse.Namespace, traffic: Traffic, server: str) -> Plan:

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from burrstone.batching.sim.traffic.workload import Slo
 from burrstone.batching.sim.traffic.workload_types import NONE, Workload
@@ -32,6 +34,75 @@ class Terms:
     timeout_s: float = 600.0
 
 
+class Script:
+    """What each request of a workload says. A request that follows another holds what was said before it, so its body is
+    to be had when that one's answer has been `heard`; what follows a failure is `lost`."""
+
+    def __init__(self, workload: Workload, terms: Terms, seed: int) -> None:
+        self.workload, self.terms, self.seed = workload, terms, seed
+        # Those that follow nothing.
+        self.firsts = [int(number) for number in np.flatnonzero(workload.after == NONE)]
+        self._prompts, self._follows = Prompts(workload, seed), followers(workload)
+        self._said: dict[int, tuple[list[Message], int]] = {}
+
+    def keeps(self, number: int) -> bool:
+        """Whether another request needs this one's answer."""
+        return number in self._follows
+
+    def heard(self, record: Record, text: str) -> list[int]:
+        """The requests that may follow now."""
+        messages, spoken = self._said.pop(record.number)
+        if not (record.ok and self.keeps(record.number)):
+            return []
+        answer: Message = {"role": "assistant", "content": text}
+        self._said[record.number] = [*messages, answer], spoken + int(self.workload.output_tokens[record.number])
+        return self._follows[record.number]
+
+    def lost(self, number: int, now_s: float) -> Iterator[Record]:
+        """What would have followed was offered too, and is as bad as what failed."""
+        for follower in self._follows.get(number, ()):
+            record = self.record(follower, now_s)
+            record.error = "the call before it failed"
+            yield record
+            yield from self.lost(follower, now_s)
+
+    def record(self, number: int, at_s: float) -> Record:
+        workload = self.workload
+        tenant = int(workload.tenant[number])
+        slo = Slo(*(float(column[number]) for column in (workload.ttft_s, workload.tpot_s, workload.e2e_s)))
+        program = int(workload.program[number])
+        name = self.terms.tenants[tenant] if tenant < len(self.terms.tenants) else str(tenant)
+        return Record(number, at_s, name, None if program == NONE else program, slo)
+
+    def headers(self, number: int) -> dict[str, str]:
+        headers = {}
+        if self.terms.keys:
+            key = self.terms.keys[int(self.workload.tenant[number]) % len(self.terms.keys)]
+            headers["Authorization"] = f"Bearer {key}"
+        if (program := int(self.workload.program[number])) != NONE:
+            headers["x-session-id"] = f"bench-{self.seed}-{program}"
+        return headers
+
+    def body(self, number: int) -> dict[str, Any]:
+        before = int(self.workload.after[number])
+        messages, spoken = self._said.get(before, ([], 0)) if before != NONE else ([], 0)
+        added = self._prompts.first(number) if before == NONE else self._prompts.next(number, spoken)
+        messages = [*messages, {"role": "user", "content": added}]
+        self._said[number] = messages, int(self.workload.input_tokens[number])
+        body: dict[str, Any] = {
+            "model": self.terms.models[number % len(self.terms.models)],
+            "max_tokens": int(self.workload.output_tokens[number]),
+            "temperature": 0.0,
+        }
+        if not self.terms.stop_early:
+            body["ignore_eos"] = True
+        if self.terms.api == "chat":
+            body["messages"] = messages
+        else:
+            body["prompt"] = "\n".join(message["content"] for message in messages)
+        return body | self.terms.body
+
+
 @dataclass(slots=True)
 class Drive:
     """One run. `now` is the run's clock, whose zero is the first moment of the schedule."""
@@ -43,30 +114,26 @@ class Drive:
     seed: int = 0
     tick: Callable[[Record], None] = lambda _: None
     records: list[Record] = field(default_factory=list)
-    _said: dict[int, tuple[list[Message], int]] = field(default_factory=dict)
+    _script: Script = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._script = Script(self.workload, self.terms, self.seed)
 
     async def open_loop(self) -> list[Record]:
         """Each request is sent when it is due, however many are under way. A program's next call is due its pause after
         the answer before it."""
-        prompts, follows = Prompts(self.workload, self.seed), followers(self.workload)
-        due = [
-            (float(at_s), number)
-            for number, at_s in enumerate(self.workload.arrival_s)
-            if self.workload.after[number] == NONE
-        ]
+        script = self._script
+        due = [(float(self.workload.arrival_s[number]), number) for number in script.firsts]
         heapq.heapify(due)
-        bodies = {number: self._body(number, prompts) for _, number in due}
+        bodies = {number: script.body(number) for _, number in due}
         changed, running = asyncio.Event(), 0
 
         async def one(at_s: float, number: int) -> None:
             nonlocal running
             try:
-                record = await self._ask(at_s, number, bodies.pop(number), keep=number in follows)
-                if not record.ok:
-                    self._lose(number, follows)
-                    return
-                for follower in follows.get(number, ()):
-                    bodies[follower] = self._body(follower, prompts)
+                record, following = await self._ask(at_s, number, bodies.pop(number))
+                for follower in following:
+                    bodies[follower] = script.body(follower)
                     heapq.heappush(due, (record.ended_s + float(self.workload.think_s[follower]), follower))
             finally:
                 running -= 1
@@ -89,76 +156,30 @@ class Drive:
 
     async def closed_loop(self, concurrency: int) -> list[Record]:
         """So many clients, each of which sends its next request when its last one has ended; programs in their order."""
-        prompts, follows = Prompts(self.workload, self.seed), followers(self.workload)
-        waiting = iter([number for number in range(len(self.workload)) if self.workload.after[number] == NONE])
+        waiting = iter(self._script.firsts)
 
         async def client() -> None:
             for first in waiting:
                 next_ones = [first]
                 while next_ones:
                     number = next_ones.pop()
-                    record = await self._ask(self.now(), number, self._body(number, prompts), keep=number in follows)
-                    if record.ok:
-                        next_ones += reversed(follows.get(number, []))
-                    else:
-                        self._lose(number, follows)
+                    _, following = await self._ask(self.now(), number, self._script.body(number))
+                    next_ones += reversed(following)
 
         await asyncio.gather(*(client() for _ in range(concurrency)))
         return self.records
 
-    async def _ask(self, at_s: float, number: int, body: dict[str, Any], *, keep: bool) -> Record:
-        record = self._record(number, at_s)
+    async def _ask(self, at_s: float, number: int, body: dict[str, Any]) -> tuple[Record, list[int]]:
+        """The record, and the requests that may follow."""
+        script = self._script
+        record = script.record(number, at_s)
         self.records.append(record)
-        headers = self._headers(number)
+        headers, keep = script.headers(number), script.keeps(number)
         text = await within(self.wire, self.terms.timeout_s, body, record, headers, keep_text=keep)
-        messages, spoken = self._said.pop(number)
-        if keep and record.ok:
-            said: list[Message] = [*messages, {"role": "assistant", "content": text}]
-            self._said[number] = said, spoken + int(self.workload.output_tokens[number])
+        following = script.heard(record, text)
         self.tick(record)
-        return record
-
-    def _lose(self, number: int, follows: dict[int, list[int]]) -> None:
-        """What would have followed was offered too, and is as bad as what failed."""
-        for follower in follows.get(number, ()):
-            record = self._record(follower, self.now())
-            record.error = "the call before it failed"
-            self.records.append(record)
-            self.tick(record)
-            self._lose(follower, follows)
-
-    def _record(self, number: int, at_s: float) -> Record:
-        workload = self.workload
-        tenant = int(workload.tenant[number])
-        slo = Slo(*(float(column[number]) for column in (workload.ttft_s, workload.tpot_s, workload.e2e_s)))
-        program = int(workload.program[number])
-        name = self.terms.tenants[tenant] if tenant < len(self.terms.tenants) else str(tenant)
-        return Record(number, at_s, name, None if program == NONE else program, slo)
-
-    def _headers(self, number: int) -> dict[str, str]:
-        headers = {}
-        if self.terms.keys:
-            key = self.terms.keys[int(self.workload.tenant[number]) % len(self.terms.keys)]
-            headers["Authorization"] = f"Bearer {key}"
-        if (program := int(self.workload.program[number])) != NONE:
-            headers["x-session-id"] = f"bench-{self.seed}-{program}"
-        return headers
-
-    def _body(self, number: int, prompts: Prompts) -> dict[str, Any]:
-        before = int(self.workload.after[number])
-        messages, spoken = self._said.get(before, ([], 0)) if before != NONE else ([], 0)
-        added = prompts.first(number) if before == NONE else prompts.next(number, spoken)
-        messages = [*messages, {"role": "user", "content": added}]
-        self._said[number] = messages, int(self.workload.input_tokens[number])
-        body: dict[str, Any] = {
-            "model": self.terms.models[number % len(self.terms.models)],
-            "max_tokens": int(self.workload.output_tokens[number]),
-            "temperature": 0.0,
-        }
-        if not self.terms.stop_early:
-            body["ignore_eos"] = True
-        if self.terms.api == "chat":
-            body["messages"] = messages
-        else:
-            body["prompt"] = "\n".join(message["content"] for message in messages)
-        return body | self.terms.body
+        if not record.ok:
+            for lost in script.lost(number, self.now()):
+                self.records.append(lost)
+                self.tick(lost)
+        return record, following

@@ -19,8 +19,10 @@ from burrstone.batching.sim.traffic.workload import evenly
 from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.load.drive import Drive, Terms
 from burrstone.bench.load.record import Record
+from burrstone.bench.load.server_metrics import ServerMetrics, watching
+from burrstone.bench.load.streams import base_url
 from burrstone.bench.load.summary import MAX_LATENESS_MS
-from burrstone.bench.load.wires import GrpcWire, HttpWire, Wire, base_url
+from burrstone.bench.load.wires import GrpcWire, HttpWire, Wire
 from burrstone.bench.stream_client import ROUTES
 
 _LEAD_S = 0.5
@@ -148,6 +150,18 @@ async def offer(plan: Plan, tick: Callable[[Record], None] = lambda _: None) -> 
         return await drive.closed_loop(plan.concurrency)
     finally:
         await wire.close()
+
+
+async def offer_watched(plan: Plan, tick: Callable[[Record], None]) -> tuple[list[Record], ServerMetrics]:
+    """`offer`, and what the server says of itself meanwhile."""
+    if plan.grpc:
+        return await offer(plan, tick), ServerMetrics(missing="gRPC has no page of metrics")
+    clock = asyncio.get_running_loop().time
+    zero_s = clock() + _LEAD_S
+    key = plan.terms.keys[0] if plan.terms.keys else None
+    async with watching(plan.url, key, lambda: clock() - zero_s) as seen:
+        records = await offer(plan, tick)
+    return records, seen
 
 
 def _first_model(arguments: argparse.Namespace, url: str) -> str:

@@ -1,23 +1,28 @@
 """Ways to reach a server under load: OpenAI's API over HTTP, ours or anybody's, and our gRPC API."""
 
 import asyncio
-import json
-import re
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
 import grpc
 
 from burrstone.bench.load.record import Record
+from burrstone.bench.load.streams import (
+    JSON_HEADER,
+    MAX_ERROR_CHARS,
+    EventStream,
+    Refused,
+    ReplyStream,
+    base_url,
+    call_of,
+    payload_of,
+    rpc_error,
+    said,
+)
 from burrstone.bench.stream_client import ROUTES, RPCS
-from burrstone.serving.edges.proto_convert import from_json
-
-# An event with some of the answer: text, reasoning, or a piece of a tool call. A chat's first says only who speaks.
-_PIECE = re.compile(rb'"(?:text|content|reasoning_content|reasoning|arguments)":\s*"(?!")')
-_HAS_USAGE = re.compile(rb'"usage":\s*{')
-_MAX_ERROR_CHARS = 200
 
 
 class Wire(Protocol):
@@ -25,11 +30,6 @@ class Wire(Protocol):
 
     async def ask(self, body: dict[str, Any], record: Record, headers: dict[str, str], *, keep_text: bool) -> str: ...
     async def close(self) -> None: ...
-
-
-def base_url(url: str) -> str:
-    """A server's address without a last /v1, which may be given or left out."""
-    return url.rstrip("/").removesuffix("/v1")
 
 
 class HttpWire:
@@ -43,45 +43,60 @@ class HttpWire:
             connector=aiohttp.TCPConnector(limit=0, ssl=ssl.create_default_context() if url[:5] == "https" else False),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=30.0),
             read_bufsize=2**20,
+            trace_configs=[_telling_reuse()],
         )
 
     async def ask(self, body: dict[str, Any], record: Record, headers: dict[str, str], *, keep_text: bool) -> str:
-        payload = json.dumps(body | {"stream": True, "stream_options": {"include_usage": True}}).encode()
-        headers = {"Content-Type": "application/json", **headers}
+        payload = payload_of(body)
         record.sent_s = self._now()
         try:
-            async with self._session.post(self._url, data=payload, headers=headers) as reply:
-                if reply.status != 200:
-                    record.error = f"{reply.status} {_said(await reply.read())}"
-                    return ""
-                return await self._read(reply, record, keep_text=keep_text)
+            connection = _Connection()
+            try:
+                return await self._post(payload, headers, record, connection, keep_text=keep_text)
+            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                # Some servers close a connection without having said so: the pool's fault, which a new one mends.
+                if not connection.reused:
+                    raise
+                return await self._post(payload, headers, record, connection, keep_text=keep_text)
+        except Refused as refused:
+            record.error = str(refused)
+            return ""
         except aiohttp.ClientError as error:
-            record.error = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
+            record.error = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
             return ""
         finally:
             record.ended_s = self._now()
 
-    async def _read(self, reply: aiohttp.ClientResponse, record: Record, *, keep_text: bool) -> str:
-        rest, usage, kept, done = b"", b"", list[bytes](), False
-        async for piece in reply.content.iter_any():
-            now_s = self._now()
-            *events, rest = (rest + piece.replace(b"\r\n", b"\n")).split(b"\n\n")
-            for event in events:
-                if _PIECE.search(event):
-                    record.pieces_s.append(now_s)
-                    if keep_text:
-                        kept.append(event)
-                if _HAS_USAGE.search(event):
-                    usage = event
-                if b'"error":' in event and b'"choices"' not in event:
-                    record.error = f"in the stream: {_said(_data(event))}"
-                    return ""
-                done = done or event.endswith(b"data: [DONE]")
-        _settle(record, _usage(usage), done=done)
-        return "".join(map(_text, kept))
+    async def _post(
+        self, payload: bytes, headers: dict[str, str], record: Record, connection: "_Connection", *, keep_text: bool
+    ) -> str:
+        stream = EventStream(record, keep_text=keep_text)
+        post = self._session.post(self._url, data=payload, headers=JSON_HEADER | headers, trace_request_ctx=connection)
+        async with post as reply:
+            if reply.status != 200:
+                raise Refused(f"{reply.status} {said(await reply.read())}")
+            async for piece in reply.content.iter_any():
+                stream.feed(piece, self._now())
+        return stream.finish()
 
     async def close(self) -> None:
         await self._session.close()
+
+
+@dataclass(slots=True)
+class _Connection:
+    """Whether a request was given one that had carried another before."""
+
+    reused: bool = False
+
+
+def _telling_reuse() -> aiohttp.TraceConfig:
+    async def tell(_: Any, context: Any, __: Any) -> None:
+        context.trace_request_ctx.reused = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(tell)
+    return trace
 
 
 class GrpcWire:
@@ -97,27 +112,18 @@ class GrpcWire:
         )
 
     async def ask(self, body: dict[str, Any], record: Record, headers: dict[str, str], *, keep_text: bool) -> str:
-        request = from_json(self._rpc.request, {"params": body, "stream_options": {"include_usage": True}})
-        metadata = tuple((name.lower(), value) for name, value in headers.items())
-        texts, usage = list[str](), {}
+        request, metadata = call_of(self._rpc, body, headers)
+        stream = ReplyStream(self._rpc, record)
         record.sent_s = self._now()
         try:
             async for reply in self._call(request, metadata=metadata):
-                if text := self._rpc.piece(reply):
-                    record.pieces_s.append(self._now())
-                    texts.append(text)
-                if reply.usage.completion_tokens:
-                    usage = {
-                        "completion_tokens": reply.usage.completion_tokens,
-                        "prompt_tokens": reply.usage.prompt_tokens,
-                        "prompt_tokens_details": {"cached_tokens": reply.usage.prompt_tokens_details.cached_tokens},
-                    }
-            _settle(record, usage, done=True)
+                stream.feed(reply, self._now())
+            text = stream.finish()
         except grpc.RpcError as error:
-            record.error = f"{error.code().name} {error.details()}"[:_MAX_ERROR_CHARS]
+            record.error, text = rpc_error(error), ""
         finally:
             record.ended_s = self._now()
-        return "".join(texts) if keep_text else ""
+        return text if keep_text else ""
 
     async def close(self) -> None:
         await self._channel.close()
@@ -133,42 +139,3 @@ async def within(
     except TimeoutError:
         record.error = f"no end within {timeout_s:g} s"
         return ""
-
-
-def _settle(record: Record, usage: dict[str, Any], *, done: bool) -> None:
-    """A stream that ended well is one with text, its usage and its end."""
-    record.output_tokens = int(usage.get("completion_tokens") or 0)
-    record.prompt_tokens = usage.get("prompt_tokens")
-    record.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    missing = [
-        what
-        for what, there in (("text", record.pieces_s), ("its usage", record.output_tokens), ("its end", done))
-        if not there
-    ]
-    record.error = f"the stream ended without {', '.join(missing)}" if missing else None
-
-
-def _data(event: bytes) -> bytes:
-    return b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
-
-
-def _usage(event: bytes) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(_data(event))["usage"]
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return found
-
-
-def _text(event: bytes) -> str:
-    choice = json.loads(_data(event))["choices"][0]
-    return str(choice.get("text") or choice.get("delta", {}).get("content") or "")
-
-
-def _said(body: bytes) -> str:
-    """An error body's code or message, without what differs from request to request where there is a code."""
-    try:
-        error = json.loads(body)["error"]
-        return str(error.get("code") or error.get("type") or error.get("message"))[:_MAX_ERROR_CHARS]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return body[:_MAX_ERROR_CHARS].decode(errors="replace")

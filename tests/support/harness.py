@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from burrstone.bench.contenders import free_port
+from burrstone.bench.peers.servers import free_port
 
 START_TIMEOUT_S = 900
 SCRIPT = Path(__file__).parent.parent / "data" / "script.yaml"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from waiting import wait_until
 
-from burrstone.bench.contenders import free_port
+from burrstone.bench.peers.servers import free_port
 from harness import Server
 
 _MARK = "BURRSTONE_TEST_MARK"

@@ -62,11 +62,12 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """How the figures came about: the exact command, its seeds, and what was simulated, by name."""
+    """How the figures came about: the exact command, its seeds, if any, and what they are of, by name."""
 
     command: str
     seeds: Sequence[int]
     facts: dict[str, str]
+    text: str = "The same command and seeds give the same figures."
 
 
 def page(title: str, lead: str, sections: Sequence[Section], origin: Origin) -> str:
@@ -113,7 +114,9 @@ def _cell(cell: str | Bar) -> str:
 
 
 def _origin(origin: Origin) -> Section:
-    facts = {"seeds": ", ".join(str(seed) for seed in origin.seeds), **origin.facts}
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    seeds = {"seeds": ", ".join(str(seed) for seed in origin.seeds)} if origin.seeds else {}
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in (seeds | origin.facts).items()
+    )
     body = f"<pre><code>{escape(origin.command)}</code></pre><dl>{items}</dl>"
-    return Section("How to get these figures again", "The same command and seeds give the same figures.", body)
+    return Section("How to get these figures again", origin.text, body)

@@ -84,7 +84,7 @@ def cdf(name: str, values: Floats) -> Series:
     if len(known) == 0:
         return Series(name, np.empty(0), np.empty(0))
     # Denser towards the tail, which is what such a plot is read for.
-    shares = np.concatenate([np.linspace(0.0, 0.9, 120), 1.0 - np.geomspace(0.1, 1.0 / len(known), 80)])
+    shares = np.concatenate([np.linspace(0.0, 0.9, 120), 1.0 - np.geomspace(0.1, 1.0 / len(known), 80), [1.0]])
     places = np.unique(np.clip((shares * (len(known) - 1)).round().astype(int), 0, len(known) - 1))
     return Series(name, known[places], (places + 1) / size)
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from burrstone.bench.contenders import MODEL
 from burrstone.bench.load.record import Record
 from burrstone.bench.load.wires import GrpcWire, HttpWire, Wire
+from burrstone.bench.peers.table import MODEL
 from harness import Server
 
 CHAT = {"model": MODEL, "max_tokens": 16, "messages": [{"role": "user", "content": "say exactly: hello world"}]}
@@ -127,3 +127,29 @@ async def test_a_request_that_our_server_refuses(scripted: Server, wire: str) ->
     made = HttpWire(scripted.url, "chat", clock) if wire == "http" else GrpcWire(scripted.grpc_address, "chat", clock)
     record, _ = await asked(made, CHAT | {"model": "nobody"})
     assert (record.error or "").startswith("404" if wire == "http" else "NOT_FOUND")
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+async def test_a_connection_that_closes_in_silence_is_replaced_but_a_server_that_dies_has_failed(answers: int) -> None:
+    connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"include_usage")
+        if connections <= answers:
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+            writer.write(head % len(WHOLE) + WHOLE)
+            await writer.drain()
+            # Half a connection: the client finds out when it sends its next request.
+            await reader.read(1)
+        writer.transport.abort()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        wire = HttpWire(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "chat", clock)
+        records = [Record(0, 0.0), Record(1, 0.0)]
+        for record in records:
+            await wire.ask(CHAT, record, {}, keep_text=True)
+        await wire.close()
+    assert records[0].error is None and connections == 2
+    assert (records[1].error is None) == (answers == 2)

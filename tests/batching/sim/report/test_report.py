@@ -114,6 +114,12 @@ def test_a_distribution_ends_below_one_where_requests_never_finished() -> None:
     assert line.y.tolist() == [0.25, 0.5, 0.75]
 
 
+@pytest.mark.parametrize("size", [1, 2, 29, 5000])
+def test_a_distribution_of_what_all_finished_ends_at_one(size: int) -> None:
+    line = cdf("slo", floats(*range(1, size + 1)))
+    assert (line.x[-1], line.y[-1]) == (size, 1.0)
+
+
 def test_a_line_is_where_its_values_are() -> None:
     svg = chart([Series("a", floats(0, 10), floats(0, 1))], Axis("x"), Axis("y", low=0.0, high=1.0))
     path = re.search(r'class="line s0" d="(.*?)"', svg)
