@@ -6,12 +6,13 @@ HTTP_PORT ?= 8000
 GRPC_PORT ?= 9000
 MODEL ?=
 CONFIG ?=
+TODAY := $(shell date +%F)
 BIN := .venv/bin
 # The repository's folders must not become import names (transformers imports a package called `kernels`).
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve check test conformance soak bench quant-oracle lock proto docs clean
+.PHONY: help python setup setup-dev serve check test conformance soak bench figures quant-oracle lock proto docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,8 +47,14 @@ soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory; RESULTS=file
 	@$(PYTHON) serving/bootstrap.py dev test-models soak
 	$(BIN)/python -m pytest -m soak --timeout 7200 tests/soak $(if $(RESULTS),--results $(RESULTS))
 
-bench: setup ## Overhead against bare vLLM on this machine, as JSON
-	$(BIN)/burrstone bench overhead --json
+bench: setup ## The headline figures of this machine, into bench/results and the README: about 20 minutes on two cores
+	@$(PYTHON) serving/bootstrap.py peers
+	$(BIN)/burrstone bench peers --out bench/results/peers-$(TODAY).json; test $$? -le 1
+	$(BIN)/burrstone bench features --out bench/results/features-$(TODAY).json; test $$? -le 1
+	@$(MAKE) --no-print-directory figures
+
+figures: setup ## Write the README's table from the newest results again
+	$(BIN)/python -m burrstone.bench.headline README.md
 
 quant-oracle: setup ## Our quantizer beside llm-compressor, in an environment of its own: make quant-oracle [OUT=file]
 	$(BIN)/python tests/quant/oracle/compare.py $(if $(OUT),--out $(OUT))

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from burrstone.bench.files import whole_file
+
 
 def write(out: Path | None, result: Any) -> None:
     """Write the result as JSON where a file is named."""
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        with whole_file(out) as scratch:
+            scratch.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def print_rows(rows: dict[str, Any]) -> None:

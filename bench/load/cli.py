@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from burrstone.bench.load.drive import Terms
 from burrstone.bench.load.flags import (
     Plan,
     add_load_flags,
+    command_of,
     offer_watched,
     offered_by,
     tell,
@@ -71,15 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _setting(arguments: argparse.Namespace, terms: Terms, url: str) -> dict[str, Any]:
     names = ("workload", "rate", "concurrency", "duration_s", "num_requests", "arrivals", "api", "seed")
     asked = {name: getattr(arguments, name) for name in (*names, "ttft_s", "tpot_s", "e2e_s")}
-    return asked | {"models": list(terms.models), "url": url, "command": _command(arguments)}
-
-
-def _command(arguments: argparse.Namespace) -> str:
-    """The command line without its API keys: results are passed on."""
-    words = shlex.split(arguments.command_line)
-    for key in arguments.key or ():
-        words = ["KEY" if word == key else word.replace(f"={key}", "=KEY") for word in words]
-    return shlex.join(words)
+    return asked | {"models": list(terms.models), "url": url, "command": command_of(arguments)}
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.cli.traffic import Traffic
-from burrstone.bench.load.flags import Plan, add_load_flags, offer, offered_by, tell, terms_of, traffic_of
+from burrstone.bench.load.flags import Plan, add_load_flags, command_of, offer, offered_by, tell, terms_of, traffic_of
 from burrstone.bench.load.summary import MAX_LATENESS_MS, duration_s, summarize
 from burrstone.bench.machine import machine
 from burrstone.bench.peers.models import Models
@@ -95,7 +95,10 @@ def _run(arguments: argparse.Namespace) -> int:
             for name in _TURNS:
                 progress.say(f"round {number + 1} of {arguments.rounds}: {name}")
                 runs[name].append(_once(plans[name], seed=1 + sum(map(len, runs.values()))))
-    result = compared(runs) | {"setting": machine() | {"servers": arguments.servers, "workload": arguments.workload}}
+    result = compared(runs) | {
+        "setting": machine()
+        | {"servers": arguments.servers, "workload": arguments.workload, "command": command_of(arguments)}
+    }
     tell(result, table(result), arguments.json)
     if result["client_was_bottleneck"]:
         return 1

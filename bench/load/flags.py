@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import shlex
 import sys
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.cli.traffic import Traffic
 from burrstone.batching.sim.traffic.workload import evenly
 from burrstone.batching.sim.traffic.workload_types import Workload
+from burrstone.bench.files import whole_file
 from burrstone.bench.load.drive import Drive, Terms
 from burrstone.bench.load.record import Record
 from burrstone.bench.load.server_metrics import ServerMetrics, watching
@@ -107,11 +109,20 @@ def offered_by(traffic: Traffic, arguments: argparse.Namespace, rate: float | No
     return made
 
 
+def command_of(arguments: argparse.Namespace) -> str:
+    """The command line without its API keys: results are passed on."""
+    words = shlex.split(arguments.command_line)
+    for key in arguments.key or ():
+        words = ["KEY" if word == key else word.replace(f"={key}", "=KEY") for word in words]
+    return shlex.join(words)
+
+
 def tell(result: dict[str, Any], table: str, out: Path | None) -> None:
     """Write a result where --json says, and print it: as JSON for `-`, else for people. A client that was the bottleneck
     is told on stderr."""
     if out is not None and str(out) != "-":
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        with whole_file(out) as scratch:
+            scratch.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1) if str(out) == "-" else table)
     if result["client_was_bottleneck"]:
         print(

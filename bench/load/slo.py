@@ -10,7 +10,17 @@ from tqdm import tqdm
 
 from burrstone.batching.errors import UsageError
 from burrstone.bench.load.capacity import Capacity, find_capacity, lower_bound
-from burrstone.bench.load.flags import Plan, add_load_flags, offer, offered_by, tell, terms_of, traffic_of, url_of
+from burrstone.bench.load.flags import (
+    Plan,
+    add_load_flags,
+    command_of,
+    offer,
+    offered_by,
+    tell,
+    terms_of,
+    traffic_of,
+    url_of,
+)
 from burrstone.bench.load.summary import MAX_LATENESS_MS, lateness_p99_ms
 from burrstone.bench.machine import machine
 
@@ -70,7 +80,9 @@ def _run(arguments: argparse.Namespace) -> int:
         "tried": [asdict(tried) for tried in found.tried],
         "lateness_p99_ms": max(lateness_ms),
         "client_was_bottleneck": late,
-        "setting": machine() | {"workload": arguments.workload, "url": url, "duration_s": arguments.duration_s},
+        "setting": machine()
+        | {"workload": arguments.workload, "url": url, "duration_s": arguments.duration_s}
+        | {"command": command_of(arguments)},
     }
     tell(result, _table(found), arguments.json)
     return 1 if late or not found.sustained else 0

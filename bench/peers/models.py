@@ -1,9 +1,10 @@
 """One model in the forms that the peers read: a folder of safetensors, an INT8 checkpoint of it, a Q8_0 GGUF file.
 
-The last two are made when they are first asked for. How a checkpoint was rounded does not change its speed, so they are
-made by the quickest method.
+The last two are made when they are first asked for. How a checkpoint was rounded does not change its speed, so it is made
+by the quickest method.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,10 +37,12 @@ class Models:
         from burrstone.quant.progress import SilentBar
         from burrstone.quant.recipe import Recipe
 
-        self.say("making the INT8 checkpoint")
-        recipe = Recipe(method="rtn", quantize_lm_head=self.quantize_lm_head)
-        out = self.workspace / "int8"
-        Job(Checkpoint(find_checkpoint(self.folder)), out, recipe, None, SilentBar()).run()
+        source, recipe = find_checkpoint(self.folder), Recipe(method="rtn", quantize_lm_head=self.quantize_lm_head)
+        # Kept: vLLM compiles once for each folder, which takes longer than all else.
+        out = ServeConfig().cache_dir.expanduser() / "bench" / f"int8-{_fingerprint(source, str(recipe))}"
+        if not out.is_dir():
+            self.say("making the INT8 checkpoint")
+            Job(Checkpoint(source), out, recipe, None, SilentBar()).run()
         return str(out)
 
     @cached_property
@@ -55,3 +58,9 @@ class Models:
         out = self.workspace / "model-q8_0.gguf"
         write_q8(embedded_gguf(), out)
         return str(out)
+
+
+def _fingerprint(folder: Path, recipe: str) -> str:
+    """Of the files as they are now, without reading them."""
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
+    return hashlib.sha256(repr((str(folder), files, recipe)).encode()).hexdigest()[:16]

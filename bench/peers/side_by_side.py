@@ -24,10 +24,12 @@ from burrstone.bench.load.drive import Terms
 from burrstone.bench.load.flags import Plan, offer
 from burrstone.bench.load.summary import duration_s, summarize
 from burrstone.bench.machine import machine
+from burrstone.bench.peers.floor import read_bytes_per_s, weight_bytes_per_token
 from burrstone.bench.peers.models import Models
 from burrstone.bench.peers.servers import running
 from burrstone.bench.peers.table import MODEL, PEERS, missing
 from burrstone.serving.config import EMBEDDED_MODEL
+from burrstone.serving.hardware import detect
 
 # Streams -> requests of a round.
 REQUESTS = {1: 4, 4: 8, 16: 32, 32: 64}
@@ -75,7 +77,27 @@ def measure_peers(plan: PeersPlan, say: Callable[[str], None]) -> dict[str, Any]
                     starts_s[name].append(time.monotonic() - begun_s)
                     say(f"{told}, loading")
                     _load(plan, number, url, found[name])
-    return summary(plan, found, starts_s, skipped)
+        floors = _floors(models, names, say)
+    return summary(plan, found, starts_s, skipped) | {"floor": _reached(found, floors)}
+
+
+def _floors(models: Models, names: Sequence[str], say: Callable[[str], None]) -> dict[str, float]:
+    """Peer -> tokens per second of one stream that memory allows, for those whose weights are safetensors."""
+    say("measuring memory")
+    folders = {"burrstone": lambda: models.folder, "burrstone-int8": lambda: models.int8}
+    bytes_per_s = read_bytes_per_s(len(detect().cores))
+    return {
+        name: bytes_per_s / weight_bytes_per_token(Path(folder())) for name, folder in folders.items() if name in names
+    }
+
+
+def _reached(found: Found, floors: Mapping[str, float]) -> dict[str, Any]:
+    """How much of the floor one stream's gaps between tokens reach."""
+    reached = {}
+    for name, tokens_per_s in floors.items():
+        gap_ms = statistics.median(found[name][1]["median_itl_ms"])
+        reached[name] = {"tokens_per_s": round(tokens_per_s, 1), "reached": round(1000.0 / gap_ms / tokens_per_s, 3)}
+    return reached
 
 
 def _load(plan: PeersPlan, number: int, url: str, found: dict[int, dict[str, list[float]]]) -> None:
@@ -173,6 +195,10 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         f"{name}: {row['value']:g} (goal {row['goal']}) {'met' if row['ok'] else 'MISSED'}"
         for name, row in result["ratios"].items()
+    ]
+    lines += [
+        f"{name}: one stream reaches {floor['reached']:.2f} of what memory allows, {floor['tokens_per_s']:.0f} tokens/s"
+        for name, floor in result.get("floor", {}).items()
     ]
     noise = ", ".join(
         f"{100 * value:.0f} % at {count}" for count, value in result["noise"].items() if value is not None

@@ -48,7 +48,7 @@ def add_tokens_tab(page: WebUI, session: Session) -> None:
 
     @app.route(f"{base}/tokens.js")
     def script() -> Response:
-        source = files("burrstone.bench.load").joinpath("tokens.js").read_text()
+        source = files("burrstone.bench.swarm").joinpath("tokens.js").read_text()
         return Response(source, mimetype="application/javascript")
 
     @app.after_request
