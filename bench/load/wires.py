@@ -50,14 +50,14 @@ class HttpWire:
         payload = payload_of(body)
         record.sent_s = self._now()
         try:
-            connection = _Connection()
-            try:
-                return await self._post(payload, headers, record, connection, keep_text=keep_text)
-            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-                # Some servers close a connection without having said so: the pool's fault, which a new one mends.
-                if not connection.reused:
-                    raise
-                return await self._post(payload, headers, record, connection, keep_text=keep_text)
+            while True:
+                connection = _Connection()
+                try:
+                    return await self._post(payload, headers, record, connection, keep_text=keep_text)
+                except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                    # Some servers close connections without having said so: the pool's fault, which a new one mends.
+                    if not connection.reused:
+                        raise
         except Refused as refused:
             record.error = str(refused)
             return ""

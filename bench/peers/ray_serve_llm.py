@@ -8,7 +8,7 @@ import ray
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
-from burrstone.bench.peers.table import KV_GIB, MAX_MODEL_LEN, MODEL
+from burrstone.bench.peers.table import KV_GIB, MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, MODEL
 
 
 def _main(folder: str, port: int) -> None:
@@ -21,6 +21,8 @@ def _main(folder: str, port: int) -> None:
             "dtype": "bfloat16",
             "max_model_len": MAX_MODEL_LEN,
             "kv_cache_memory_bytes": int(KV_GIB * 2**30),
+            "max_num_seqs": MAX_NUM_SEQS,
+            "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
             "seed": 0,
             "enable_prompt_tokens_details": True,
         },

@@ -10,7 +10,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class PeersPlan:
 
 
 def measure_peers(plan: PeersPlan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Raises UsageError for what cannot be measured: a server that does not start, a request that fails."""
+    """A peer that does not start, or fails a request, is left out, and why is told."""
     skipped = {name: reason for name in plan.names if (reason := missing(name)) is not None}
     names = [name for name in plan.names if name not in skipped]
     found: Found = {name: {streams: {figure: [] for figure in FIGURES} for streams in REQUESTS} for name in names}
@@ -69,22 +69,33 @@ def measure_peers(plan: PeersPlan, say: Callable[[str], None]) -> dict[str, Any]
         models = Models(plan.model, Path(folder), say, plan.gguf)
         for number in range(plan.rounds):
             for name in names[:: -1 if number % 2 else 1]:
+                if name in skipped:
+                    continue
                 told = f"round {number + 1} of {plan.rounds}: {name}"
-                launch = PEERS[name].launch(models)
-                say(f"{told}, starting")
-                begun_s = time.monotonic()
-                with running(name, launch, Path(folder) / f"{name}.log") as url:
-                    starts_s[name].append(time.monotonic() - begun_s)
-                    say(f"{told}, loading")
-                    _load(plan, number, url, found[name])
-        floors = _floors(models, names, say)
+                try:
+                    launch = PEERS[name].launch(models)
+                    say(f"{told}, starting")
+                    begun_s = time.monotonic()
+                    with running(name, launch, Path(folder) / f"{name}.log") as url:
+                        starts_s[name].append(time.monotonic() - begun_s)
+                        say(f"{told}, loading")
+                        _load(plan, number, url, found[name])
+                except UsageError as failure:
+                    # One that fails does not take the others' figures along.
+                    say(f"{name} is left out: {failure}")
+                    skipped[name] = str(failure)
+                    del found[name]
+        floors = _floors(models, found, say)
     return summary(plan, found, starts_s, skipped) | {"floor": _reached(found, floors)}
 
 
-def _floors(models: Models, names: Sequence[str], say: Callable[[str], None]) -> dict[str, float]:
+def _floors(models: Models, names: Container[str], say: Callable[[str], None]) -> dict[str, float]:
     """Peer -> tokens per second of one stream that memory allows, for those whose weights are safetensors."""
     say("measuring memory")
-    folders = {"burrstone": lambda: models.folder, "burrstone-int8": lambda: models.int8}
+    folders: dict[str, Callable[[], str]] = {
+        "burrstone": lambda: models.folder,
+        "burrstone-int8": lambda: models.int8,
+    }
     bytes_per_s = read_bytes_per_s(len(detect().cores))
     return {
         name: bytes_per_s / weight_bytes_per_token(Path(folder())) for name, folder in folders.items() if name in names

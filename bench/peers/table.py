@@ -16,6 +16,9 @@ from burrstone.serving.launch import engine_environment
 MODEL = "default"
 MAX_MODEL_LEN = 2048
 KV_GIB = 1.0
+# Said to all, because what a server does by itself depends on how it starts vLLM.
+MAX_NUM_SEQS = 128
+MAX_NUM_BATCHED_TOKENS = 2048
 # llama.cpp divides its context among its slots.
 _SLOTS, _SLOT_TOKENS = 32, 512
 
@@ -49,6 +52,8 @@ def burrstone(model: str, *more: str, grpc_port: int | None = None) -> Launch:
     ours = [sys.executable, "-m", "burrstone.serving.cli.main", "serve", model]
     ours += ["--http-port", str(port), "--grpc-port", str(grpc_port or free_port())]
     ours += ["--max-model-len", str(MAX_MODEL_LEN), "--engine.kv-cache-gib", str(KV_GIB)]
+    ours += ["--engine.max-num-seqs", str(MAX_NUM_SEQS)]
+    ours += ["--engine.max-num-batched-tokens", str(MAX_NUM_BATCHED_TOKENS)]
     return Launch([*ours, "--engine.dtype", "bfloat16", *more], port, "/ready")
 
 
@@ -58,6 +63,7 @@ def vllm(folder: str, *, recipe: bool) -> Launch:
     bare = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", folder]
     bare += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
     bare += ["--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory-bytes", str(int(KV_GIB * 2**30))]
+    bare += ["--max-num-seqs", str(MAX_NUM_SEQS), "--max-num-batched-tokens", str(MAX_NUM_BATCHED_TOKENS)]
     bare += ["--seed", "0", "--enable-prompt-tokens-details", "--max-logprobs", "20", "--disable-uvicorn-access-log"]
     return Launch(bare, port, "/health", engine_recipe() if recipe else {})
 

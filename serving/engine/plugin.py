@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -38,6 +39,14 @@ def prepare_engine_core() -> None:
         return
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # A core that failed to start waits for its worker to end, which can be deaf to its SIGTERM, and the replica waits for
+    # the core. Runs before that waiting; a core that started has shut its worker down by then.
+    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
+
+
+def _kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def end_with_parent() -> None:

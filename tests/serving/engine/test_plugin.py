@@ -125,6 +125,7 @@ def test_only_cores_of_ours_fork_their_worker(
     libc = SimpleNamespace(prctl=lambda *arguments: controlled.append(arguments))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: libc)
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object() if child else None)
+    monkeypatch.setattr(multiprocessing.util, "Finalize", lambda *_, **__: None)
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     monkeypatch.delenv(FORKSERVER_ENV, raising=False)
     if ours:
