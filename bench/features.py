@@ -4,6 +4,7 @@ The plain server is loaded twice a round; how far it is from itself is the noise
 """
 
 import asyncio
+import http.client
 import json
 import statistics
 import time
@@ -17,7 +18,7 @@ import numpy as np
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.cli.traffic import GENERATORS
 from burrstone.bench.load.drive import Terms
-from burrstone.bench.load.flags import Plan, offer
+from burrstone.bench.load.offer import Plan, offer
 from burrstone.bench.load.prompts import WORDS
 from burrstone.bench.load.record import Record
 from burrstone.bench.machine import machine
@@ -123,7 +124,7 @@ def _questions(url: str, seed: int) -> list[Record]:
     """One record that nobody has seen before, and questions about it, one after the other."""
     made = GENERATORS["rag"].make(QUESTIONS, 10.0, seed, texts=1, shared=RECORD_TOKENS, own=20, output=16)
     plan = Plan(made.take(np.arange(QUESTIONS)), Terms(models=(MODEL,)), url, concurrency=1, seed=seed)
-    records = asyncio.run(offer(plan))
+    records = asyncio.run(offer(plan)).records
     if failed := [record.error for record in records if record.error is not None]:
         raise UsageError(f"{url}: {failed[0]}")
     return records
@@ -141,8 +142,11 @@ def _edits(url: str, seed: int) -> tuple[float, list[str]]:
         request = urllib.request.Request(
             f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=300.0) as reply:
-            answer = json.load(reply)
+        try:
+            with urllib.request.urlopen(request, timeout=300.0) as reply:
+                answer = json.load(reply)
+        except (OSError, http.client.HTTPException) as error:
+            raise UsageError(f"{url}: {error}") from error
         took_s += time.monotonic() - began_s
         tokens += answer["usage"]["completion_tokens"]
         texts.append(answer["choices"][0]["text"])

@@ -1,11 +1,13 @@
 """`python -m burrstone.bench.headline README.md`: the README's table, from the newest results in bench/results."""
 
+import argparse
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from burrstone.batching.errors import UsageError
+from burrstone.bench.files import whole_file
 from burrstone.bench.peers.side_by_side import REQUESTS
 
 RESULTS = Path(__file__).parent / "results"
@@ -13,10 +15,10 @@ _BEGIN, _END = "<!-- figures: written by `make figures` -->", "<!-- end of figur
 
 
 def newest(kind: str) -> tuple[str, dict[str, Any]]:
-    """File name and content of the latest result of a kind. Raises FileNotFoundError where there is none."""
+    """File name and content of the latest result of a kind. Raises UsageError where there is none."""
     files = sorted(RESULTS.glob(f"{kind}-[0-9]*.json"))
     if not files:
-        raise FileNotFoundError(f"there is no {kind}-*.json in {RESULTS}")
+        raise UsageError(f"there is no {kind}-*.json in {RESULTS}")
     return files[-1].name, json.loads(files[-1].read_text())
 
 
@@ -53,7 +55,7 @@ def _peers(result: Mapping[str, Any]) -> Iterator[str]:
         cells = [f"{row['output_throughput']:.0f} ({row['median_ttft_ms']:.0f} ms)" for row in rows]
         yield f"| {name} | {' | '.join(cells)} | {peer['precision']} |"
     noise = [result["noise"][str(streams)] for streams in REQUESTS]
-    yield f"| noise between rounds | {' | '.join(f'{share:.0%}' for share in noise)} | |"
+    yield f"| noise between rounds | {' | '.join('-' if share is None else f'{share:.0%}' for share in noise)} | |"
 
 
 def _goals(rows: Mapping[str, Any], file: str) -> Iterator[str]:
@@ -63,11 +65,26 @@ def _goals(rows: Mapping[str, Any], file: str) -> Iterator[str]:
 
 
 def written(text: str) -> str:
-    """The text with its figures brought up to date. Raises ValueError where it has no place for them."""
+    """The text with its figures brought up to date. Raises UsageError where it has no place for them."""
+    if _BEGIN not in text or _END not in text:
+        raise UsageError(f"there is no place for the figures: {_BEGIN} ... {_END}")
     begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
     return f"{text[:begin]}\n{figures()}\n{text[end:]}"
 
 
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m burrstone.bench.headline", description="Bring a page's figures up to date, from bench/results."
+    )
+    parser.add_argument("page", type=Path, metavar="FILE", help="README.md, or another with their marks in it")
+    page: Path = parser.parse_args(words).page
+    try:
+        text = written(page.read_text())
+        with whole_file(page) as scratch:
+            scratch.write_text(text)
+    except (OSError, UsageError) as error:
+        parser.error(str(error))
+
+
 if __name__ == "__main__":
-    page = Path(sys.argv[1])
-    page.write_text(written(page.read_text()))
+    main()

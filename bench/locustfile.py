@@ -1,5 +1,6 @@
 """Load tests with locust, with an LLM's figures: `burrstone bench locust`, or `locust -f` this file with `--host`."""
 
+import resource
 import sys
 from typing import Any, ClassVar
 
@@ -64,11 +65,12 @@ class Load(LoadTestShape):
         if begun and (session.done() or (options.run_time and self.get_run_time() >= options.run_time)):
             return None
         if arguments.mode == "open":
-            processes = max(1, len(session.processes()))
+            # Not of those that are still there: with one fewer, locust could end another's dispatcher.
+            processes = max(1, len(session.senders if begun else session.processes()))
             return processes, min(float(processes), _MOST_STARTS_PER_S), [DispatcherUser]
         share = self.get_run_time() / arguments.duration_s if begun else 0.0
         users = max(1, round(int(options.num_users or 1) * relative_rate(arguments.shape, min(share, 1.0))))
-        return users, float(options.spawn_rate or _MOST_STARTS_PER_S), [StreamingUser]
+        return users, float(options.spawn_rate), [StreamingUser]
 
 
 @events.init_command_line_parser.add_listener
@@ -79,6 +81,13 @@ def _add_flags(parser: Any) -> None:
 @events.init.add_listener
 def _init(environment: Environment, **_: Any) -> None:
     session = LoadUser.session = Session(environment)
+    # Every request under way is a socket; locust itself asks for 10,000.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    options: Any = environment.parsed_options
+    if options.spawn_rate is None:
+        # Locust's own default, one user a second, would be too slow for a shape.
+        options.spawn_rate = _MOST_STARTS_PER_S
     if environment.web_ui is not None:
         add_tokens_tab(environment.web_ui, session)
     elif not session.is_worker:

@@ -26,16 +26,21 @@ class Tried:
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """sustained: the highest rate that was sustained, 0 for none. failed: the lowest above it that was not, infinite for
-    none. `tried`: all runs in their order."""
+    none. `tried`: all runs in their order. `ended`: why the search could not go on."""
 
     sustained: float
     failed: float
     tried: list[Tried] = field(default_factory=list)
+    ended: str | None = None
 
     @property
     def spread(self) -> float:
         """How much higher, relatively, the capacity might be."""
         return self.failed / self.sustained - 1 if self.sustained else math.inf
+
+
+class CannotShow(Exception):
+    """A rate at which no run could show the attainment; the message says why. Ends the search."""
 
 
 def find_capacity(
@@ -46,19 +51,28 @@ def find_capacity(
     within: float = 0.05,
     most_runs: int = 10,
 ) -> Capacity:
-    """measure(rate) offers a run at that rate and returns (good, offered)."""
-    low, high = 0.0, math.inf
-    rate, tried = start_rate, list[Tried]()
+    """measure(rate) offers a run at that rate and returns (good, offered), or raises CannotShow."""
+    low, high, step = 0.0, math.inf, _STEP
+    rate, tried, ended = start_rate, list[Tried](), None
     while len(tried) < most_runs and not (low and high / low - 1 <= within):
-        good, offered = measure(rate)
+        try:
+            good, offered = measure(rate)
+        except CannotShow as reason:
+            ended = str(reason)
+            break
         sustained = lower_bound(good, offered) >= attainment
         tried.append(Tried(rate, good, offered, sustained))
         if sustained:
             low = max(low, rate)
         else:
             high = min(high, rate)
-        rate = low * _STEP if math.isinf(high) else high / _STEP if not low else math.sqrt(low * high)
-    return Capacity(low, high, tried)
+        if low and not math.isinf(high):
+            rate = math.sqrt(low * high)
+        else:
+            rate = low * step if low else high / step
+            # Ever longer steps, so that a start that is far off costs few runs.
+            step *= _STEP
+    return Capacity(low, high, tried, ended)
 
 
 def lower_bound(good: int, offered: int) -> float:

@@ -11,18 +11,20 @@ from tqdm import tqdm
 from burrstone.batching.sim.cli.traffic import print_workloads
 from burrstone.bench.load.drive import Terms
 from burrstone.bench.load.flags import (
-    Plan,
     add_load_flags,
     command_of,
-    offer_watched,
     offered_by,
     tell,
     terms_of,
+    text_seed,
     traffic_of,
+    until_s,
     url_of,
+    without_password,
 )
+from burrstone.bench.load.offer import Plan, offer
 from burrstone.bench.load.record import write_records
-from burrstone.bench.load.summary import by_tenant, detailed, duration_s, summarize
+from burrstone.bench.load.summary import by_tenant, detailed
 from burrstone.bench.machine import machine
 
 
@@ -50,28 +52,36 @@ def _run(arguments: argparse.Namespace) -> int:
     traffic = traffic_of(arguments)
     workload = offered_by(traffic, arguments, arguments.rate)
     url, terms = url_of(arguments), terms_of(arguments, traffic.tenant_names)
-    with tqdm(total=len(workload), unit="request", file=sys.stderr, disable=None) as bar:
-        plan = Plan(workload, terms, url, arguments.grpc, arguments.concurrency, arguments.seed)
-        records, seen = asyncio.run(offer_watched(plan, lambda _: bar.update()))
-    took_s = duration_s(records)
-    summary = summarize(records, took_s) | seen.figures()
+    counted = arguments.concurrency is None or arguments.num_requests is not None
+    with tqdm(total=len(workload) if counted else None, unit="request", file=sys.stderr, disable=None) as bar:
+        plan = Plan(
+            workload,
+            terms,
+            url,
+            arguments.grpc,
+            arguments.concurrency,
+            until_s(arguments),
+            text_seed(arguments),
+        )
+        offered = asyncio.run(offer(plan, lambda _: bar.update(), watch=True))
+    records, summary = offered.records, offered.summary()
     result = {
         **summary,
-        "tenants": by_tenant(records, took_s) if len({record.tenant for record in records}) > 1 else {},
+        "tenants": by_tenant(records, summary["duration"]) if len({record.tenant for record in records}) > 1 else {},
         "setting": machine() | _setting(arguments, terms, url),
         "intended_times": [record.intended_s for record in records],
         **detailed(records),
     }
+    tell(result, table(summary), arguments.json)
     if arguments.records is not None:
         write_records(arguments.records, records)
-    tell(result, table(summary), arguments.json)
     return 1 if summary["client_was_bottleneck"] or not summary["completed"] else 0
 
 
 def _setting(arguments: argparse.Namespace, terms: Terms, url: str) -> dict[str, Any]:
-    names = ("workload", "rate", "concurrency", "duration_s", "num_requests", "arrivals", "api", "seed")
+    names = ("workload", "rate", "concurrency", "duration_s", "num_requests", "arrivals", "api", "seed", "text_seed")
     asked = {name: getattr(arguments, name) for name in (*names, "ttft_s", "tpot_s", "e2e_s")}
-    return asked | {"models": list(terms.models), "url": url, "command": command_of(arguments)}
+    return asked | {"models": list(terms.models), "url": without_password(url), "command": command_of(arguments)}
 
 
 def table(summary: dict[str, Any]) -> str:

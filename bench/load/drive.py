@@ -105,7 +105,7 @@ class Script:
 
 @dataclass(slots=True)
 class Drive:
-    """One run. `now` is the run's clock, whose zero is the first moment of the schedule."""
+    """One run. `now` is the run's clock; `start` sets its zero, the first moment of the schedule, once all is ready."""
 
     workload: Workload
     terms: Terms
@@ -113,6 +113,7 @@ class Drive:
     now: Callable[[], float]
     seed: int = 0
     tick: Callable[[Record], None] = lambda _: None
+    start: Callable[[], None] = lambda: None
     records: list[Record] = field(default_factory=list)
     _script: Script = field(init=False)
 
@@ -127,6 +128,7 @@ class Drive:
         heapq.heapify(due)
         bodies = {number: script.body(number) for _, number in due}
         changed, running = asyncio.Event(), 0
+        self.start()
 
         async def one(at_s: float, number: int) -> None:
             nonlocal running
@@ -154,15 +156,22 @@ class Drive:
                 await asyncio.sleep(0)
         return self.records
 
-    async def closed_loop(self, concurrency: int) -> list[Record]:
-        """So many clients, each of which sends its next request when its last one has ended; programs in their order."""
-        waiting = iter(self._script.firsts)
+    async def closed_loop(self, concurrency: int, until_s: float = float("inf")) -> list[Record]:
+        """So many clients, each of which sends its next request when its last one has ended; programs in their order, with
+        their pauses. Nothing is begun after until_s; a program that is under way goes on to its end."""
+        waiting, think_s = iter(self._script.firsts), self.workload.think_s
+        self.start()
+        await asyncio.sleep(-self.now())
 
         async def client() -> None:
             for first in waiting:
+                if self.now() >= until_s:
+                    return
                 next_ones = [first]
                 while next_ones:
                     number = next_ones.pop()
+                    if number != first:
+                        await asyncio.sleep(float(think_s[number]))
                     _, following = await self._ask(self.now(), number, self._script.body(number))
                     next_ones += reversed(following)
 

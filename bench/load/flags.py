@@ -1,14 +1,13 @@
 """What the load commands have in common: which server, which workload, worded how."""
 
 import argparse
-import asyncio
 import json
+import re
+import secrets
 import shlex
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,14 @@ from burrstone.batching.sim.cli.traffic import Traffic
 from burrstone.batching.sim.traffic.workload import evenly
 from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.files import whole_file
-from burrstone.bench.load.drive import Drive, Terms
-from burrstone.bench.load.record import Record
-from burrstone.bench.load.server_metrics import ServerMetrics, watching
+from burrstone.bench.load.drive import Terms
 from burrstone.bench.load.streams import base_url
 from burrstone.bench.load.summary import MAX_LATENESS_MS
-from burrstone.bench.load.wires import GrpcWire, HttpWire, Wire
 from burrstone.bench.stream_client import ROUTES
 
-_LEAD_S = 0.5
+TRACE = "trace:"
+# More than any client gets through: an answer takes longer.
+_MOST_PER_CLIENT_S = 20.0
 _JSON_SCHEMA = {
     "type": "object",
     "properties": {
@@ -61,7 +59,10 @@ def add_load_flags(parser: argparse.ArgumentParser, *, url: bool = True, amount:
     parser.add_argument("--e2e-s", type=float, metavar="S", help="SLO: the whole answer")
     parser.add_argument("--timeout-s", type=float, default=600.0, metavar="S", help="of a request [%(default)g]")
     parser.add_argument("--stop-early", action="store_true", help="let the model end its answers")
-    parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals and lengths [%(default)s]")
+    parser.add_argument(
+        "--text-seed", type=int, metavar="N", help="of the texts [another each time, or a server's cache would answer]"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the result here, `-` for stdout")
     if amount:
         load = parser.add_mutually_exclusive_group()
@@ -96,12 +97,16 @@ def traffic_of(arguments: argparse.Namespace) -> Traffic:
 
 def offered_by(traffic: Traffic, arguments: argparse.Namespace, rate: float | None) -> Workload:
     """The requests at this rate; the traffic's own for None. Raises UsageError."""
+    concurrency = getattr(arguments, "concurrency", None)
+    for flag, value, least in (("--concurrency", concurrency, 1), ("--num-requests", arguments.num_requests, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"{flag} must be at least {least}, got {value}")
     if rate is not None and not rate > 0:
         raise UsageError(f"--rate must be > 0, got {rate:g}")
-    concurrency = getattr(arguments, "concurrency", None)
-    if concurrency is not None and concurrency < 1:
-        raise UsageError(f"--concurrency must be at least 1, got {concurrency}")
-    made = traffic.offered(rate, arguments.seed)
+    if concurrency is None or arguments.workload.startswith(TRACE):
+        made = traffic.offered(rate, arguments.seed)
+    else:
+        made = _enough(traffic, arguments, concurrency)
     if arguments.arrivals == "constant":
         made = evenly(made)
     if arguments.num_requests is not None:
@@ -109,12 +114,42 @@ def offered_by(traffic: Traffic, arguments: argparse.Namespace, rate: float | No
     return made
 
 
+def until_s(arguments: argparse.Namespace) -> float:
+    """When a closed loop begins nothing more: --num-requests are sent however long it takes."""
+    return float("inf") if arguments.num_requests is not None else float(arguments.duration_s)
+
+
+def text_seed(arguments: argparse.Namespace) -> int:
+    """Drawn once a command, and told in its result."""
+    if arguments.text_seed is None:
+        arguments.text_seed = secrets.randbits(32)
+    return int(arguments.text_seed)
+
+
+def _enough(traffic: Traffic, arguments: argparse.Namespace, concurrency: int) -> Workload:
+    """For clients that take turns: --num-requests, or more than they can get through in --duration-s."""
+    wanted = arguments.num_requests
+    if wanted is None:
+        return traffic.offered(concurrency * _MOST_PER_CLIENT_S, arguments.seed)
+    rate = wanted / arguments.duration_s
+    while len(made := traffic.offered(rate, arguments.seed)) < wanted:
+        rate *= 2
+    return made
+
+
 def command_of(arguments: argparse.Namespace) -> str:
-    """The command line without its API keys: results are passed on."""
+    """The command line without its API keys and passwords: results are passed on."""
     words = shlex.split(arguments.command_line)
-    for key in arguments.key or ():
-        words = ["KEY" if word == key else word.replace(f"={key}", "=KEY") for word in words]
+    secret = [name for name, word in enumerate(words) if word == "--key"]
+    for place in secret:
+        words[place + 1 : place + 2] = ["KEY"]
+    words = ["--key=KEY" if word.startswith("--key=") else without_password(word) for word in words]
     return shlex.join(words)
+
+
+def without_password(url: str) -> str:
+    """A URL, or anything else, without user:password@."""
+    return re.sub(r"(\w://)[^/@]+@", r"\1", url)
 
 
 def tell(result: dict[str, Any], table: str, out: Path | None) -> None:
@@ -125,54 +160,12 @@ def tell(result: dict[str, Any], table: str, out: Path | None) -> None:
             scratch.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1) if str(out) == "-" else table)
     if result["client_was_bottleneck"]:
+        late_ms = max(result["lateness_p99_ms"], result.get("client_lag_p99_ms", 0.0))
         print(
-            f"burrstone: requests were sent up to {result['lateness_p99_ms']:.1f} ms late (p99; {MAX_LATENESS_MS:g} is "
-            "allowed): this measured the client. Lower the rate, or run it on cores of its own",
+            f"burrstone: the client came up to {late_ms:.1f} ms late to what was due (p99; {MAX_LATENESS_MS:g} is allowed): "
+            "this measured the client. Lower the rate, or run it on cores of its own",
             file=sys.stderr,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is offered, and where. `concurrency` None: open loop."""
-
-    workload: Workload
-    terms: Terms
-    url: str
-    grpc: bool = False
-    concurrency: int | None = None
-    seed: int = 0
-
-
-async def offer(plan: Plan, tick: Callable[[Record], None] = lambda _: None) -> list[Record]:
-    """Make one run, on the running event loop."""
-    clock = asyncio.get_running_loop().time
-    zero_s = clock() + _LEAD_S
-
-    def now() -> float:
-        return clock() - zero_s
-
-    wire: Wire = GrpcWire(plan.url, plan.terms.api, now) if plan.grpc else HttpWire(plan.url, plan.terms.api, now)
-    drive = Drive(plan.workload, plan.terms, wire, now, plan.seed, tick)
-    try:
-        if plan.concurrency is None:
-            return await drive.open_loop()
-        await asyncio.sleep(_LEAD_S)
-        return await drive.closed_loop(plan.concurrency)
-    finally:
-        await wire.close()
-
-
-async def offer_watched(plan: Plan, tick: Callable[[Record], None]) -> tuple[list[Record], ServerMetrics]:
-    """`offer`, and what the server says of itself meanwhile."""
-    if plan.grpc:
-        return await offer(plan, tick), ServerMetrics(missing="gRPC has no page of metrics")
-    clock = asyncio.get_running_loop().time
-    zero_s = clock() + _LEAD_S
-    key = plan.terms.keys[0] if plan.terms.keys else None
-    async with watching(plan.url, key, lambda: clock() - zero_s) as seen:
-        records = await offer(plan, tick)
-    return records, seen
 
 
 def _first_model(arguments: argparse.Namespace, url: str) -> str:

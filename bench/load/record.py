@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from burrstone.batching.sim.traffic.workload import Slo
+from burrstone.bench.files import whole_file
 
 NO_SLO = Slo()
 
@@ -81,7 +82,7 @@ class Record:
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
     """One JSON object a line; what is infinite or never came is null."""
-    with file.open("w") as out:
+    with whole_file(file) as scratch, scratch.open("w") as out:
         for record in records:
             out.write(json.dumps(_finite(asdict(record)), allow_nan=False) + "\n")
 

@@ -17,8 +17,9 @@ MAX_LATENESS_MS = 5.0
 _MS = 1000.0
 
 
-def summarize(records: Sequence[Record], duration_s: float) -> dict[str, Any]:
-    """duration_s: from the first intended sending to the last end. Figures without a sample are None."""
+def summarize(records: Sequence[Record], duration_s: float, lag_p99_ms: float = 0.0) -> dict[str, Any]:
+    """duration_s: from the first intended sending to the last end. lag_p99_ms: the client's own, beside its lateness.
+    Figures without a sample are None."""
     done = [record for record in records if record.ok]
     good = sum(record.good for record in records)
     output_tokens = sum(record.output_tokens for record in done)
@@ -41,11 +42,13 @@ def summarize(records: Sequence[Record], duration_s: float) -> dict[str, Any]:
         "output_throughput": output_tokens / duration_s,
         "total_token_throughput": (prompt_tokens + output_tokens) / duration_s,
         "goodput_rps": good / duration_s,
+        "request_goodput": good / duration_s,
         "slo_attainment": good / len(records) if records else None,
         "cached_token_share": sum(cached) / prompt_tokens if cached and prompt_tokens else None,
         "tokens_per_piece": output_tokens / pieces if pieces else None,
-        "client_was_bottleneck": lateness_p99_ms(records) > MAX_LATENESS_MS,
+        "client_was_bottleneck": max(lateness_p99_ms(records), lag_p99_ms) > MAX_LATENESS_MS,
         "lateness_p99_ms": lateness_p99_ms(records),
+        "client_lag_p99_ms": lag_p99_ms,
         **_spread("ttft", [record.ttft_s for record in done]),
         **_spread("ttft_sent", [record.ttft_sent_s for record in done]),
         **_spread("tpot", [tpot_s for record in done if (tpot_s := record.tpot_s) is not None]),

@@ -21,8 +21,7 @@ from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.cli.traffic import GENERATORS
 from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.load.drive import Terms
-from burrstone.bench.load.flags import Plan, offer
-from burrstone.bench.load.summary import duration_s, summarize
+from burrstone.bench.load.offer import Plan, offer
 from burrstone.bench.machine import machine
 from burrstone.bench.peers.floor import read_bytes_per_s, weight_bytes_per_token
 from burrstone.bench.peers.models import Models
@@ -33,7 +32,7 @@ from burrstone.serving.hardware import detect
 
 # Streams -> requests of a round.
 REQUESTS = {1: 4, 4: 8, 16: 32, 32: 64}
-FIGURES = ("output_throughput", "median_ttft_ms", "p95_ttft_ms", "median_itl_ms")
+FIGURES = ("output_throughput", "median_ttft_ms", "p95_ttft_ms", "median_itl_ms", "client_lag_p99_ms")
 # (one, other, streams) -> how many times the other's output tokens per second it is to have.
 GOALS = {
     **{("burrstone", "vllm", streams): 0.95 for streams in REQUESTS},
@@ -56,7 +55,7 @@ class PeersPlan:
     model: str = EMBEDDED_MODEL
     gguf: Path | None = None
     input_tokens: int = 64
-    output_tokens: int = 64
+    output_tokens: int = 48
 
 
 def measure_peers(plan: PeersPlan, say: Callable[[str], None]) -> dict[str, Any]:
@@ -129,12 +128,12 @@ def _workload(requests: int, input_tokens: int, output_tokens: int) -> Workload:
 
 def _run(url: str, workload: Workload, streams: int, seed: int) -> dict[str, Any]:
     """Streams that take turns. An answer of another length than asked for would make a tokens/s of something else."""
-    records = asyncio.run(offer(Plan(workload, Terms(models=(MODEL,)), url, concurrency=streams, seed=seed)))
-    for record in records:
+    offered = asyncio.run(offer(Plan(workload, Terms(models=(MODEL,)), url, concurrency=streams, seed=seed)))
+    for record in offered.records:
         asked = int(workload.output_tokens[record.number])
         if record.error is not None or record.output_tokens != asked:
             raise UsageError(f"{url}: {record.error or f'an answer of {asked} tokens has {record.output_tokens}'}")
-    return summarize(records, duration_s(records))
+    return offered.summary()
 
 
 def summary(

@@ -1,4 +1,4 @@
-"""`burrstone bench report`: results of the load commands as one HTML file, and as pictures."""
+"""`burrstone bench report`: results of the bench commands as one HTML file, and as pictures."""
 
 import argparse
 import math
@@ -14,6 +14,7 @@ from burrstone.bench.report.drawings import (
     Drawing,
     compare_drawings,
     latency_drawings,
+    peers_drawings,
     rate_drawings,
 )
 from burrstone.bench.report.read import Results, read_results
@@ -22,8 +23,12 @@ from burrstone.bench.report.sections import (
     capacity_text,
     compare_section,
     cost_section,
-    drawn_section,
+    failures_section,
+    features_section,
     headline_section,
+    latencies_section,
+    peers_section,
+    percent,
     setting_section,
     tenants_section,
     timeline_section,
@@ -36,13 +41,14 @@ _MOST_NAMED = 3
 def add_parser(kinds: Any) -> None:
     report = kinds.add_parser(
         "report",
-        help="one HTML file from results of run, slo and compare",
+        help="one HTML file from results of the others",
         description=(
-            "Read results of `bench run`, `bench slo` and `bench compare` (--json) and of `bench run --records`, and write "
-            "one HTML file with their tables and charts that needs nothing else. FILE.json and FILE.jsonl are one run."
+            "Read results of `bench run`, `slo` and `compare` (--json), `peers` and `features` (--out), `locust` (--json-out) "
+            "and of `bench run --records`, and write one HTML file with their tables and charts that needs nothing else. "
+            "FILE.json and FILE.jsonl are one run."
         ),
     )
-    report.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --json and --records wrote")
+    report.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what these wrote")
     report.add_argument("--out", type=Path, required=True, metavar="FILE", help="the HTML file")
     report.add_argument("--png", type=Path, metavar="FOLDER", help="also write each chart as a picture here")
     report.add_argument("--cost-per-hour", type=float, metavar="X", help="of all that serves, in any currency")
@@ -69,25 +75,32 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parts(results: Results, cost_per_hour: float | None) -> tuple[list[Section], list[Drawing]]:
-    runs, sections = results.runs, list[Section]()
+    runs, summaries, sections = results.runs, results.summaries, list[Section]()
     drawings = rates = rate_drawings(results.slos, runs)
-    if runs:
-        sections.append(headline_section(runs))
+    if summaries:
+        sections.append(headline_section(summaries))
+    if failing := [run for run in summaries if run.failures]:
+        sections.append(failures_section(failing))
     if rates:
         sections.append(capacity_section(results.slos, rates))
     for compare in results.compares:
         drawn = compare_drawings(compare)
         sections.append(compare_section(compare, drawn))
         drawings = [*drawings, *drawn]
-    if runs:
-        latencies, timeline = latency_drawings(runs), timeline_drawings(runs)
-        text = "Share that took at most so long. A line that ends below 100 % lost the others: they were not answered."
-        sections += [drawn_section("Latencies", text, latencies), timeline_section(runs, timeline)]
-        drawings = [*drawings, *latencies, *timeline]
-    if shared := [run for run in runs if run.result["tenants"]]:
+    for peers in results.peers:
+        drawn = peers_drawings(peers)
+        sections.append(peers_section(peers, drawn))
+        drawings = [*drawings, *drawn]
+    sections += map(features_section, results.features)
+    if latencies := latency_drawings(runs):
+        sections.append(latencies_section(latencies))
+    if timeline := timeline_drawings(runs):
+        sections.append(timeline_section(runs, timeline))
+    drawings = [*drawings, *latencies, *timeline]
+    if shared := [run for run in summaries if len(run.result["tenants"]) > 1]:
         sections.append(tenants_section(shared))
-    if runs and cost_per_hour is not None:
-        sections.append(cost_section(runs, cost_per_hour))
+    if summaries and cost_per_hour is not None:
+        sections.append(cost_section(summaries, cost_per_hour))
     return [*sections, setting_section(results.all)], drawings
 
 
@@ -99,14 +112,19 @@ def _title(results: Results) -> str:
 
 def _lead(results: Results) -> str:
     said = [
-        f"{run.name}: {number(run.result['goodput_rps'])} good requests/s, {100 * run.result['slo_attainment']:.1f} % of all "
+        f"{run.name}: {number(run.result['goodput_rps'])} good requests/s, {percent(run.result['slo_attainment'])} of all "
         "offered."
-        for run in results.runs
+        for run in results.summaries
     ]
     said += [f"{slo.name}: {capacity_text(slo)}." for slo in results.slos]
     for compare in results.compares:
-        row = compare.result["output_throughput"]
-        said.append(
-            f"{compare.name}: B makes {row['ratio']:.3f} times A's output tokens/s ({row['low']:.3f} to {row['high']:.3f})."
-        )
+        row = compare.result.get("output_throughput", {"ratio": None})
+        if row["ratio"] is not None:
+            ratio = f"{row['ratio']:.3f} times A's output tokens/s ({row['low']:.3f} to {row['high']:.3f})"
+            said.append(f"{compare.name}: B makes {ratio}.")
+    said += [
+        f"{judged.name}: {judged.num_met} of {len(judged.rows)} goals met."
+        for judged in (*results.peers, *results.features)
+        if judged.rows
+    ]
     return " ".join(said)

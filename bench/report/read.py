@@ -1,6 +1,7 @@
-"""Results of the load commands, told apart by what is in them. Every complaint is a UsageError that names the file."""
+"""Results of the bench commands, told apart by what is in them. Every complaint is a UsageError that names the file."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,15 @@ Floats = NDArray[np.float64]
 
 _RUN = {"ttfts", "itls", "start_times", "output_lens", "latencies", "errors", "goodput_rps", "tenants"}
 _SLO = {"tried", "sustained_rps", "failed_rps", "attainment"}
-_COMPARE = {"failed", "output_throughput", "lateness_p99_ms", "setting"}
+_COMPARE = {"failed", "lateness_p99_ms", "client_was_bottleneck", "setting"}
+_SWARM = {"errors", "goodput_rps", "tenants", "workers"}
+_PEERS = {"peers", "skipped", "noise", "ratios", "setting"}
+_ROW = {"value", "goal", "ok"}
 _RECORDS_ENDING = ".jsonl"
-_EXPECTED = "a result of `burrstone bench run`, `slo` or `compare` (--json), or of `bench run --records` (.jsonl)"
+_EXPECTED = (
+    "a result of `burrstone bench run`, `slo` or `compare` (--json), `peers` or `features` (--out) or `locust` "
+    "(--json-out), or of `bench run --records` (.jsonl)"
+)
 _MS = 1000.0
 
 
@@ -38,7 +45,18 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Found):
+class Summary(Found):
+    """The figures of a run: a result of `bench locust`, which counts and keeps no list of requests."""
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Why requests failed, and how many of them."""
+        errors = self.result["errors"]
+        return Counter(errors if isinstance(errors, dict) else filter(None, errors))
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Summary):
     """A result of `bench run`. Latencies are in ms, one a request; infinite where there was no answer."""
 
     @property
@@ -108,18 +126,52 @@ class Slo(Found):
 class Compare(Found):
     """A result of `bench compare`."""
 
+    @property
+    def interval(self) -> str:
+        """What lies between a row's low and high."""
+        return f"{100 * self.result.get('confidence', 0.95):.0f} % interval"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged(Found):
+    """Figures with their goals: a result of `bench features`, or of another command that writes such rows."""
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        return _judged(self.result)
+
+    @property
+    def num_met(self) -> int:
+        return sum(row["ok"] is True for row in self.rows.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Peers(Judged):
+    """A result of `bench peers`; the rows are its ratios."""
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        return _judged(self.result["ratios"])
+
 
 @dataclass(slots=True)
 class Results:
     """All files, by kind."""
 
     runs: list[Run] = field(default_factory=list)
+    swarms: list[Summary] = field(default_factory=list)
     slos: list[Slo] = field(default_factory=list)
     compares: list[Compare] = field(default_factory=list)
+    peers: list[Peers] = field(default_factory=list)
+    features: list[Judged] = field(default_factory=list)
+
+    @property
+    def summaries(self) -> list[Summary]:
+        return [*self.runs, *self.swarms]
 
     @property
     def all(self) -> list[Found]:
-        return [*self.runs, *self.slos, *self.compares]
+        return [*self.summaries, *self.slos, *self.compares, *self.peers, *self.features]
 
 
 def read_results(files: Sequence[Path]) -> Results:
@@ -138,6 +190,12 @@ def read_results(files: Sequence[Path]) -> Results:
             results.slos.append(Slo(names[file], read))
         elif read.keys() >= _COMPARE and isinstance(read["failed"], dict):
             results.compares.append(Compare(names[file], read))
+        elif read.keys() >= _SWARM:
+            results.swarms.append(Summary(names[file], read))
+        elif read.keys() >= _PEERS:
+            results.peers.append(Peers(names[file], read))
+        elif _judged(read):
+            results.features.append(Judged(names[file], read))
         else:
             raise UsageError(f"{file}: not {_EXPECTED}")
     results.runs += [Run(names[file], _of_records(file)) for file in records.values()]
@@ -167,8 +225,8 @@ def _of_records(file: Path) -> dict[str, Any]:
         raise UsageError(
             f"{file}:{len(records) + 1}: no record of `burrstone bench run --records` ({error})"
         ) from error
-    if not any(record.ok for record in records):
-        raise UsageError(f"{file}: no request was answered, so there is nothing to report")
+    if all(math.isnan(record.ended_s) for record in records):
+        raise UsageError(f"{file}: no request has ended, so there is nothing to report")
     took_s = duration_s(records)
     return {
         **summarize(records, took_s),
@@ -176,6 +234,10 @@ def _of_records(file: Path) -> dict[str, Any]:
         "intended_times": [record.intended_s for record in records],
         **detailed(records),
     }
+
+
+def _judged(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: row for name, row in result.items() if isinstance(row, dict) and row.keys() >= _ROW}
 
 
 def _names(files: Iterable[Path]) -> dict[Path, str]:

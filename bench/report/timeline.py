@@ -6,13 +6,12 @@ from dataclasses import replace
 import numpy as np
 
 from burrstone.batching.sim.report.plots import Axis, Series
-from burrstone.bench.report.drawings import Drawing
+from burrstone.bench.report.drawings import Drawing, per_second
 from burrstone.bench.report.read import Run, floats
 
 _NOTHING = np.empty(0)
 _MOST_BINS = 200
 _LEAST_BIN_S = 0.5
-_MANY_PER_S = 1000.0
 
 
 def timeline_drawings(runs: Sequence[Run]) -> list[Drawing]:
@@ -26,7 +25,7 @@ def timeline_drawings(runs: Sequence[Run]) -> list[Drawing]:
             [_in_flight(run) for run in runs],
             requests,
         ),
-        ("output-tokens", "Output tokens per second", "as they came", *_in_thousands([_tokens(run) for run in runs])),
+        ("output-tokens", "Output tokens per second", "as they came", *per_second([_tokens(run) for run in runs])),
     ]
     for name, title, text, axis in (
         ("running", "Running", "requests in the engine's batch", requests),
@@ -42,13 +41,6 @@ def timeline_drawings(runs: Sequence[Run]) -> list[Drawing]:
     time = Axis("seconds", low=0.0)
     drawn = [Drawing(file, title, text, lines, time, axis) for file, title, text, lines, axis in charts]
     return [drawing for drawing in drawn if not drawing.empty]
-
-
-def _in_thousands(lines: list[Series]) -> tuple[list[Series], Axis]:
-    """Where there are many: long numbers would run into the axis's name."""
-    if max((float(line.y.max()) for line in lines if len(line.y)), default=0.0) < _MANY_PER_S:
-        return lines, Axis("tokens/s", low=0.0)
-    return [replace(line, y=line.y / 1000.0) for line in lines], Axis("thousand tokens/s", low=0.0)
 
 
 def _in_flight(run: Run) -> Series:

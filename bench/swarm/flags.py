@@ -55,7 +55,7 @@ def arguments_of(options: argparse.Namespace, host: str | None) -> argparse.Name
     for names, terms in load_flags():
         name = names[0].removeprefix("--").replace("-", "_")
         value = getattr(options, name)
-        if value == "" and terms.get("default") is None:
+        if value in ("", [""]) and terms.get("default") is None:
             value = None
         elif isinstance(value, str):
             make = terms.get("type", str)

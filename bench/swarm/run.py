@@ -3,14 +3,17 @@
 import argparse
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import gevent
+import numpy as np
 from gevent.event import Event
 from gevent.pool import Group
 
+from burrstone.batching.sim.cli.traffic import roots
 from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.load.drive import Script, Terms
 from burrstone.bench.load.flags import offered_by, terms_of, traffic_of, url_of
@@ -20,7 +23,7 @@ from burrstone.bench.swarm.tally import Tally
 from burrstone.bench.swarm.wires import GreenGrpc, GreenHttp, GreenWire, ask_within
 
 _LEAD_S = 0.5
-# How soon the schedule sees that it is to stop.
+# How soon a schedule or a pause sees that it is to stop.
 _LOOK_S = 0.5
 
 
@@ -30,6 +33,9 @@ class Share:
 
     index: int = 0
     of: int = 1
+
+    def part(self, firsts: list[int]) -> list[int]:
+        return firsts[self.index :: self.of]
 
 
 class Offer:
@@ -51,16 +57,25 @@ class Offer:
 
     def rounds(self) -> Iterator[Script]:
         """For a closed loop: one round of the workload after the other, with other texts, and one alone where
-        --num-requests says how many."""
-        seed = self._arguments.seed
-        yield Script(self.first, self.terms, seed)
+        --num-requests says how many. The first is an open loop's."""
+        seed, text_seed = self._arguments.seed, self._arguments.text_seed
+        yield Script(self.first, self.terms, text_seed)
         while self._arguments.num_requests is None:
-            seed += 1
-            yield Script(self.workload(seed), self.terms, seed)
+            seed, text_seed = seed + 1, text_seed + 1
+            yield Script(self.workload(seed), self.terms, text_seed)
+
+
+def held(script: Script, share: Share) -> dict[str, int]:
+    """Tenant -> how many of the script's requests are the share's, those that follow others included."""
+    mine = np.flatnonzero(np.isin(roots(script.workload.after), share.part(script.firsts)))
+    _, place, count = np.unique(script.workload.tenant[mine], return_index=True, return_counts=True)
+    names = [script.record(int(number), 0.0).tenant for number in mine[place]]
+    return dict(zip(names, count.tolist(), strict=True))
 
 
 class Run:
-    """booked: called with each record when it is complete. `tallies`: tenant -> what became of its requests."""
+    """booked: called with each record when it is complete. `tallies`: tenant -> what became of its requests. `holds`: how
+    many they are, with those still to come; of a closed loop, with those under way."""
 
     def __init__(self, arguments: argparse.Namespace, share: Share, booked: Callable[[Record], None]) -> None:
         self._arguments, self._share, self._booked = arguments, share, booked
@@ -70,9 +85,14 @@ class Run:
         self._zero_s = time.perf_counter() + _LEAD_S
         self._firsts = self._mine()
         self._dispatched = False
+        # Clients that are within a program.
         self._running = 0
         self._over = False
         self.tallies: dict[str, Tally] = {}
+        self.holds: Counter[str] = Counter()
+        if arguments.mode == "open":
+            self._script = next(self._offer.rounds())
+            self.holds.update(held(self._script, share))
 
     def now(self) -> float:
         """Seconds since the first moment of the schedule."""
@@ -93,9 +113,8 @@ class Run:
         if self._dispatched:
             return
         self._dispatched = True
-        script = Script(self._offer.first, self._offer.terms, self._arguments.seed)
-        workload, place = script.workload, self._share
-        due = [(float(workload.arrival_s[number]), number) for number in script.firsts[place.index :: place.of]]
+        script, workload = self._script, self._script.workload
+        due = [(float(workload.arrival_s[number]), number) for number in self._share.part(script.firsts)]
         heapq.heapify(due)
         bodies = {number: script.body(number) for _, number in due}
         changed, group = Event(), Group()
@@ -119,25 +138,39 @@ class Run:
                 # Others get their turn even when a thousand requests are due at once.
                 gevent.sleep(0)
         finally:
-            self._over = True
             group.kill()
+            self._over = True
 
     def closed_loop(self, stopping: Callable[[], bool]) -> None:
-        """One client: its next request is sent when its last one has ended; programs in their order."""
+        """One client: its next request is sent when its last one has ended; programs in their order, with their pauses.
+        One that has begun goes on to its end, unless the client is to stop."""
         for script, first in self._firsts:
-            next_ones = [first]
-            while next_ones and not stopping():
-                number = next_ones.pop()
-                _, following = self._ask(script, self.now(), number, script.body(number))
-                next_ones += reversed(following)
+            self._running += 1
+            try:
+                self._program(script, first, stopping)
+            finally:
+                self._running -= 1
             if stopping():
                 return
         self._over = True
 
+    def _program(self, script: Script, first: int, stopping: Callable[[], bool]) -> None:
+        next_ones = [first]
+        while next_ones:
+            number = next_ones.pop()
+            body = script.body(number)
+            at_s = self.now() + (0.0 if number == first else float(script.workload.think_s[number]))
+            while (wait_s := at_s - self.now()) > 0 and not stopping():
+                gevent.sleep(min(wait_s, _LOOK_S))
+            if stopping():
+                return
+            _, following = self._ask(script, at_s, number, body)
+            next_ones += reversed(following)
+
     def _mine(self) -> Iterator[tuple[Script, int]]:
         """A closed loop's requests, which its clients take in turns, as long as the run lasts."""
         for script in self._offer.rounds():
-            for number in script.firsts[self._share.index :: self._share.of]:
+            for number in self._share.part(script.firsts):
                 if self.now() >= self._arguments.duration_s:
                     return
                 yield script, number
@@ -145,19 +178,23 @@ class Run:
     def _ask(self, script: Script, at_s: float, number: int, body: dict[str, Any]) -> tuple[Record, list[int]]:
         """The record, and the requests that may follow."""
         record = script.record(number, at_s)
+        self._taken_up(record)
         headers, keep = script.headers(number), script.keeps(number)
         text = ""
-        self._running += 1
         try:
             text = ask_within(self._wire, script.terms.timeout_s, body, record, headers, keep_text=keep)
         finally:
-            self._running -= 1
             following = script.heard(record, text)
             self._book(record)
             if not record.ok:
                 for lost in script.lost(number, self.now()):
+                    self._taken_up(lost)
                     self._book(lost)
         return record, following
+
+    def _taken_up(self, record: Record) -> None:
+        if self._arguments.mode == "closed":
+            self.holds[record.tenant] += 1
 
     def _book(self, record: Record) -> None:
         self.tallies.setdefault(record.tenant, Tally()).add(record)

@@ -1,6 +1,7 @@
 """What ties locust's events to runs: each run's start, each record, workers' reports to the master, the summary at the end."""
 
 import argparse
+import contextlib
 import json
 import logging
 import time
@@ -13,10 +14,12 @@ from locust.runners import STATE_INIT, STATE_RUNNING, STATE_SPAWNING, MasterRunn
 from locust.stats import StatsEntry
 
 from burrstone.batching.errors import UsageError
+from burrstone.bench.files import whole_file
+from burrstone.bench.load.flags import text_seed, url_of, without_password
 from burrstone.bench.load.record import Record
 from burrstone.bench.swarm.flags import arguments_of
-from burrstone.bench.swarm.ledger import Ledger, Report, late_warning
-from burrstone.bench.swarm.run import Run, Share
+from burrstone.bench.swarm.ledger import Ledger, Report
+from burrstone.bench.swarm.run import Offer, Run, Share, held
 
 _log = logging.getLogger("burrstone")
 _MS = 1000.0
@@ -35,12 +38,14 @@ class Session:
         self._environment = environment
         self.ledger = Ledger()
         self.run: Run | None = None
-        self.error: str | None = None
         self._number = 0
-        self._senders: list[str] = []
+        self.senders: list[str] = []
         self._started_s = 0.0
+        options: Any = environment.parsed_options
+        self._keys = options.key
         events = environment.events
         events.test_start.add_listener(self._start)
+        events.test_stopping.add_listener(self._stopping)
         events.report_to_master.add_listener(self._report)
         events.worker_report.add_listener(self._take)
         events.quitting.add_listener(self._quit)
@@ -63,30 +68,45 @@ class Session:
         return [_LOCAL]
 
     def done(self) -> bool:
-        """Whether every process has sent all of its share and has its answers, or the run cannot go on. Who has left is
+        """Whether every process has sent all of its share and has its answers, or the run cannot go on. Who was lost is
         waited for no longer, who joined later sends nothing."""
         self.refresh()
-        here = self.processes()
-        return self.error is not None or self.ledger.done(name for name in self._senders if name in here)
+        return self.ledger.error is not None or self.ledger.done(set(self.senders) - self.ledger.lost)
 
     def refresh(self) -> None:
-        """Take this process's own counts, where it sends itself."""
+        """Take this process's own counts, where it sends itself, and see who was lost: once a run stops, all leave."""
+        runner = self._environment.runner
         if self.run is not None and not self.is_worker:
-            self.ledger.take(_LOCAL, Report(self.ledger.run, self.run.done, self.run.tallies))
+            self.ledger.take(_LOCAL, self._report_of(self.run))
+        if not self.is_worker and runner is not None and runner.state in (STATE_SPAWNING, STATE_RUNNING):
+            here = self.processes()
+            lost = {name for name in self.senders if name not in here and not self.ledger.done([name])}
+            for name in lost - self.ledger.reports.keys():
+                self.ledger.take(name, self._unheard(name))
+            self.ledger.lost = lost
 
     def summary(self) -> dict[str, Any]:
         self.refresh()
-        return self.ledger.summary() | {"warning": self.error or late_warning(self.ledger.lateness_p99_ms())}
+        return self.ledger.summary()
 
     def _start(self, **_: Any) -> None:
         options: Any = self._environment.parsed_options
         if not self.is_worker:
             self.ledger.begin()
             self._started_s = time.monotonic()
-            # Options go to the workers with the order to start: which run this is, and whose share is which.
-            self._senders = self.processes()
-            options.load_run, options.load_processes = self.ledger.run, self._senders
-        self.error = None
+            # The page does not show the keys: its field left empty means those that were given before.
+            if not any(options.key or ()):
+                options.key = self._keys
+            self._keys = options.key
+            # Options go to the workers with the order to start: which run this is, whose share is which, the texts' seed.
+            self.senders = self.processes()
+            options.load_run, options.load_processes = self.ledger.run, self.senders
+            options.load_text_seed = text_seed(self.arguments)
+            options.load_stop_timeout = self._environment.stop_timeout
+            if self.arguments.mode == "closed":
+                # A user that the shape takes away ends its request first. See _stopping.
+                self._environment.stop_timeout = max(options.load_stop_timeout, self.arguments.timeout_s)
+        self.ledger.error = None
         if self.run is not None:
             self.run.close()
             self.run = None
@@ -97,10 +117,33 @@ class Session:
         self._number = options.load_run
         share = Share(options.load_processes.index(name), len(options.load_processes))
         try:
-            self.run = Run(self.arguments, share, self._book)
+            self.run = Run(self._offered(), share, self._book)
         except UsageError as error:
-            self.error = str(error)
+            self.ledger.error = str(error)
             _log.error("%s", error)
+
+    def _stopping(self, **_: Any) -> None:
+        """The end, or somebody's wish, for which users get as long as locust was told."""
+        self.refresh()
+        options: Any = self._environment.parsed_options
+        self._environment.stop_timeout = getattr(options, "load_stop_timeout", self._environment.stop_timeout)
+
+    def _offered(self) -> argparse.Namespace:
+        """The arguments in effect: where no seed of the texts was given, it is that of this start."""
+        seed = getattr(self._environment.parsed_options, "load_text_seed", None)
+        return argparse.Namespace(**vars(self.arguments) | {"text_seed": seed})
+
+    def _report_of(self, run: Run) -> Report:
+        return Report(self._number, run.done, run.tallies, run.holds)
+
+    def _unheard(self, name: str) -> Report:
+        """For a process that was lost before it reported: an open loop's share is known all the same."""
+        holds: dict[str, int] = {}
+        with contextlib.suppress(UsageError):
+            if self.arguments.mode == "open":
+                script = next(Offer(self._offered()).rounds())
+                holds = held(script, Share(self.senders.index(name), len(self.senders)))
+        return Report(self.ledger.run, False, {}, holds)
 
     def _book(self, record: Record) -> None:
         """Tell locust. Aggregated is to count requests, and locust's charts are drawn from it: so the request event is the
@@ -125,15 +168,15 @@ class Session:
 
     def _report(self, client_id: str, data: dict[str, Any]) -> None:
         if self.run is not None:
-            data["load"] = Report(self._number, self.run.done, self.run.tallies).as_json()
-        elif self.error is not None:
-            data["load_error"] = [self._number, self.error]
+            data["load"] = self._report_of(self.run).as_json()
+        elif self.ledger.error is not None:
+            data["load_error"] = [self._number, self.ledger.error]
 
     def _take(self, client_id: str, data: dict[str, Any]) -> None:
         if "load" in data:
             self.ledger.take(client_id, Report.of_json(data["load"]))
         elif data.get("load_error", [None])[0] == self.ledger.run:
-            self.error = data["load_error"][1]
+            self.ledger.error = data["load_error"][1]
 
     def _sample(self) -> None:
         while True:
@@ -150,14 +193,27 @@ class Session:
         if runner.state != STATE_INIT:
             # What was under way is booked by stopping; workers send their last reports.
             runner.quit()
-        found = self.summary()
-        if options.json_out:
-            Path(options.json_out).write_text(
-                json.dumps(found | {"setting": _setting(self.arguments)}, indent=1) + "\n"
-            )
-        if found["warning"] is not None:
-            _log.warning("%s", found["warning"])
-            self._environment.process_exit_code = 2 if self.error is not None else 1
+        found, (warning, code) = self.summary(), self.ledger.verdict()
+        result = json.dumps(found | {"setting": _setting(self._offered())}, indent=1)
+        if options.json_out and not _written(Path(options.json_out), result):
+            code = 2
+        if warning is not None:
+            _log.warning("%s", warning)
+        if code:
+            # Else it is locust's own, which is 1 where requests failed.
+            self._environment.process_exit_code = code
+
+
+def _written(file: Path, result: str) -> bool:
+    """A result that cannot be written is printed: a long run is not to be lost to a mistyped name."""
+    try:
+        with whole_file(file) as scratch:
+            scratch.write_text(result + "\n")
+    except (UsageError, ValueError) as error:
+        _log.error("%s", error)
+        print(result, flush=True)
+        return False
+    return True
 
 
 def _count(entry: StatsEntry, amount: int) -> None:
@@ -171,4 +227,5 @@ def _count(entry: StatsEntry, amount: int) -> None:
 
 def _setting(arguments: argparse.Namespace) -> dict[str, Any]:
     hidden = ("key", "json_out", "concurrency")
-    return {name: value for name, value in vars(arguments).items() if name not in hidden}
+    shown = {name: value for name, value in vars(arguments).items() if name not in hidden}
+    return shown | {"url": without_password(url_of(arguments))}

@@ -41,6 +41,17 @@ def add_tokens_tab(page: WebUI, session: Session) -> None:
     }
     base = page.environment.parsed_options.web_base_path if page.environment.parsed_options else ""
 
+    fill = page.update_template_args
+
+    def fill_without_secrets() -> None:
+        """The command line's keys are not for everybody who can see the page. The session goes on using them."""
+        fill()
+        for option in page.template_args["extra_options"].values():
+            if option["is_secret"]:
+                option["default_value"] = None
+
+    page.update_template_args = fill_without_secrets
+
     @app.route(f"{base}/tokens.json")
     @page.auth_required_if_enabled
     def tokens() -> Response:

@@ -1,6 +1,16 @@
-"""What features bring: the arithmetic of rounds. (How long things take is not tested.)"""
+"""What features bring: the arithmetic of rounds, and servers that fail. (How long things take is not tested.)"""
 
-from burrstone.bench.features import Round, summarize
+import contextlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from burrstone.batching.errors import UsageError
+from burrstone.bench import features
+from burrstone.bench.features import Round, measure_features, summarize
+from burrstone.bench.peers.servers import Launch, free_port
 
 
 def one(cached: int, ttft_s: float, tokens_per_s: float, text: str = "same") -> Round:
@@ -33,3 +43,21 @@ def test_other_texts_are_told() -> None:
     broken = found()
     broken["n-gram"] = [one(900, 0.1, 45.0, "another")]
     assert summarize(broken)["speculation_tokens_per_s_ratio"]["same_texts"] is False
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[int]:
+    """The port of a server that knows no POST."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("up", "told"), [(True, "HTTP Error 501"), (False, "Connection refused")])
+def test_a_server_that_fails_is_told(up: bool, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refusing() if up else contextlib.nullcontext(free_port()) as port:
+        monkeypatch.setattr(features, "burrstone", lambda *_: Launch([], port, "/ready"))
+        monkeypatch.setattr(features, "all_running", lambda *_: contextlib.nullcontext())
+        with pytest.raises(UsageError, match=f"127.0.0.1:{port}: .*{told}"):
+            measure_features(1, lambda _: None)

@@ -85,6 +85,28 @@ def test_the_quantizer_commands_of_its_page_name_flags_that_exist() -> None:
         assert unknown == [], line
 
 
+def test_the_load_test_of_the_readme_runs_and_is_reported(scripted: Server, tmp_path: Path) -> None:
+    """As it stands, for less time, on another port."""
+    commands = [shlex.split(line)[1:] for line in block("sh", "burrstone bench run").splitlines()]
+    assert [command[1] for command in commands] == ["run", "report"]
+    for command, more in zip(commands, (["--url", scripted.url, "--duration-s", "3"], []), strict=True):
+        given = [word.replace("/tmp/", f"{tmp_path}/") for word in command]
+        # Lateness, which exit code 1 tells of, is of this machine at this moment.
+        assert main([*given, *more]) in (0, 1)
+    assert (tmp_path / "chat.html").exists()
+
+
+def test_the_load_test_examples_name_flags_that_exist() -> None:
+    text = (ROOT / "docs/benchmarks.md").read_text()
+    lines = re.findall(r"(?:^\.venv/bin/|`)(burrstone bench [^`\n#]*)", text, re.MULTILINE)
+    assert len(lines) >= 10
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if len(words) > 2:
+            _, unknown = build_parser().parse_known_args(words)
+            assert unknown == [], line
+
+
 @pytest.mark.engine
 def test_the_curl_command_of_the_readme_answers(engine: Server) -> None:
     command = block("sh", "curl http").replace("curl ", "curl -sS ").replace("http://127.0.0.1:8000", engine.url)

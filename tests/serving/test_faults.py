@@ -281,15 +281,6 @@ def test_a_start_that_fails_names_the_cause(tmp_path: Path, scripted_flags: list
         assert_nothing_left(server)
 
 
-@pytest.mark.engine
-def test_an_engine_that_fails_while_it_compiles_ends_the_start(tmp_path: Path) -> None:
-    broken = json.dumps({"compilation_config": {"inductor_compile_config": {"no_such_option": True}}})
-    with launched(tmp_path / "log", "--engine.vllm-args", broken) as server:
-        assert server.exit_code() == 1
-        assert "the engine did not start" in server.output()
-        assert_nothing_left(server)
-
-
 @pytest.mark.parametrize(
     ("flags", "cause"),
     [

@@ -40,6 +40,8 @@ pre{background:var(--card);border:1px solid var(--rule);border-radius:8px;paddin
 overflow-wrap:anywhere;font-size:.8125rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;font-size:.875rem;margin:.5em 0}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+@media print{.soft,.legend{break-after:avoid}pre{break-inside:avoid}
+th:first-child,td:first-child{position:static;background:none}}
 """
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from burrstone.bench.load.capacity import find_capacity, lower_bound
+from burrstone.bench.load.capacity import CannotShow, find_capacity, lower_bound
 
 
 @given(st.floats(0.01, 1000), st.floats(0.2, 8))
@@ -15,6 +15,27 @@ def test_a_sharp_capacity_is_found_within_five_percent_in_ten_runs(capacity: flo
     found = find_capacity(lambda rate: (1000 if rate <= capacity else 500, 1000), capacity * start)
     assert found.sustained <= capacity < found.failed
     assert found.spread <= 0.05 and len(found.tried) <= 10
+
+
+@given(st.floats(0.02, 100))
+def test_a_start_that_is_far_off_costs_few_runs(capacity: float) -> None:
+    found = find_capacity(lambda rate: (1000 if rate <= capacity else 500, 1000), 2.0)
+    assert found.sustained <= capacity < found.failed
+    assert found.spread <= 0.1 and len(found.tried) <= 10
+
+
+def test_a_rate_that_can_show_nothing_ends_the_search_with_what_was_found() -> None:
+    def measure(rate: float) -> tuple[int, int]:
+        if rate < 1:
+            raise CannotShow("too few requests")
+        return 0, 100
+
+    found = find_capacity(measure, 4.0)
+    assert (found.sustained, found.ended, [tried.rate for tried in found.tried]) == (
+        0.0,
+        "too few requests",
+        [4.0, 2.0],
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -32,9 +53,9 @@ def test_a_soft_capacity_is_found_near_where_it_is(seed: int) -> None:
 
 def test_what_is_never_sustained_is_zero_and_what_always_is_has_no_end() -> None:
     nothing = find_capacity(lambda rate: (0, 100), 4.0, most_runs=4)
-    assert (nothing.sustained, nothing.failed, nothing.spread) == (0.0, 0.5, math.inf)
+    assert (nothing.sustained, nothing.failed, nothing.spread) == (0.0, 4 / 64, math.inf)
     everything = find_capacity(lambda rate: (100, 100), 4.0, most_runs=4)
-    assert (everything.sustained, everything.failed) == (32.0, math.inf)
+    assert (everything.sustained, everything.failed) == (4 * 64.0, math.inf)
 
 
 def test_few_good_requests_prove_little() -> None:

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_models import CACHE
 from tokenizers import Tokenizer
 
+from burrstone.bench.load.offer import Offered
 from burrstone.bench.load.prompts import WORDS
-from burrstone.bench.load.record import read_records
+from burrstone.bench.load.record import Record, read_records
+from burrstone.bench.load.server_metrics import ServerMetrics
 from burrstone.serving.cli.main import main
 from burrstone.serving.engine.models import embedded_model
 from harness import Server
@@ -42,6 +45,62 @@ def test_every_request_is_answered_and_written_down(
     assert all(record.ok and record.output_tokens > 0 for record in records)
 
 
+def test_turns_are_taken_for_as_many_requests_as_asked_or_as_long(scripted: Server, tmp_path: Path) -> None:
+    out, load = (
+        tmp_path / "out.json",
+        ("--workload", "fixed:input=8,output=1", "--concurrency", "4", "--duration-s", "1"),
+    )
+    assert run(scripted, *load, "--num-requests", "50", "--json", str(out)) in (0, 1)
+    assert json.loads(out.read_text())["offered"] == 50
+    assert run(scripted, *load, "--json", str(out)) in (0, 1)
+    found = json.loads(out.read_text())
+    assert found["offered"] > 4 and all(at_s < 1.0 for at_s in found["intended_times"])
+
+
+def test_texts_differ_from_run_to_run_unless_their_seed_is_given(scripted: Server, tmp_path: Path) -> None:
+    out, load = tmp_path / "out.json", ("--workload", "fixed:input=8,output=1", "--num-requests", "2")
+    seeds = []
+    for more in ((), (), ("--text-seed", "7")):
+        run(scripted, *load, *more, "--json", str(out))
+        seeds.append(json.loads(out.read_text())["setting"]["text_seed"])
+    assert seeds[0] != seeds[1] and seeds[2] == 7
+
+
+@pytest.mark.parametrize(
+    ("late_s", "error", "lag_ms", "code"),
+    [(0.0, None, 0.0, 0), (0.01, None, 0.0, 1), (0.0, "503 overloaded", 0.0, 1), (0.0, None, 6.0, 1)],
+)
+def test_a_late_client_or_a_server_without_answers_is_exit_code_1(
+    late_s: float,
+    error: str | None,
+    lag_ms: float,
+    code: int,
+    scripted: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    async def offer(*_: Any, **__: Any) -> Offered:
+        record = Record(0, 1.0, sent_s=1.0 + late_s, pieces_s=[1.5], ended_s=1.5, output_tokens=1, error=error)
+        return Offered([record], lag_ms, ServerMetrics(missing="not asked for"))
+
+    monkeypatch.setattr("burrstone.bench.load.cli.offer", offer)
+    assert run(scripted, "--workload", "fixed") == code
+    assert ("this measured the client" in capsys.readouterr().err) == (late_s > 0 or lag_ms > 0)
+
+
+def test_keys_and_passwords_are_told_to_nobody(scripted: Server, tmp_path: Path) -> None:
+    out, load = (
+        tmp_path / "out.json",
+        ("--workload", "fixed:input=8,output=1", "--num-requests", "2", "--model", "default"),
+    )
+    run(scripted, *load, "--key", "sk-a", "--key=sk-a-and-more", "--json", str(out))
+    assert "sk-a" not in out.read_text()
+    assert "--key KEY --key=KEY" in json.loads(out.read_text())["setting"]["command"]
+    url = scripted.url.replace("http://", "http://somebody:secret@")
+    assert main(["bench", "run", "--url", url, *load, "--json", str(out)]) in (0, 1)
+    assert "secret" not in out.read_text() and json.loads(out.read_text())["completed"] == 2
+
+
 @pytest.mark.parametrize("workload", ["chat", "shared-prefix", "rag", "agent", "json", "lora", "tenants"])
 def test_each_workload_is_offered(scripted: Server, workload: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
@@ -57,6 +116,7 @@ def test_each_workload_is_offered(scripted: Server, workload: str, tmp_path: Pat
     [
         (("--rate", "0"), "--rate must be > 0, got 0"),
         (("--concurrency", "0"), "--concurrency must be at least 1, got 0"),
+        (("--num-requests", "0"), "--num-requests must be at least 1, got 0"),
         (("--workload", "chatt"), "did you mean chat?"),
         (("--workload", "fixed:inputs=3"), "fixed has no parameter 'inputs'"),
         (("--workload", "trace:none.csv"), "none.csv: no such file"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from burrstone.bench.load.compare import compared, ratio_of, table
+from burrstone.bench.load.compare import compared, passes, ratio_of, table
 from burrstone.serving.cli.main import main
 from harness import Server
 
@@ -25,26 +25,62 @@ def test_rounds_that_differ_widen_the_interval() -> None:
     assert found.low < 0.95 and found.ratio == pytest.approx(1.0) and found.high > 1.05
 
 
-def run_with(tokens_per_s: float, lateness_ms: float = 0.1) -> dict[str, Any]:
+def run_with(
+    tokens_per_s: float, lateness_ms: float = 0.1, *, goodput: float = 0.0, failed: int = 1, other_lengths: int = 0
+) -> dict[str, Any]:
     return {
         "output_throughput": tokens_per_s,
         "request_throughput": 1.0,
-        "goodput_rps": 0.0,
+        "goodput_rps": goodput,
         "median_ttft_ms": 10.0,
         "p99_ttft_ms": 20.0,
         "median_tpot_ms": None,
         "lateness_p99_ms": lateness_ms,
-        "failed": 1,
+        "client_lag_p99_ms": 0.0,
+        "client_was_bottleneck": lateness_ms > 5.0,
+        "failed": failed,
+        "other_lengths": other_lengths,
     }
 
 
 def test_figures_that_a_run_lacks_are_left_out() -> None:
     found = compared({"A": [run_with(100.0), run_with(100.0)], "B": [run_with(50.0), run_with(50.0)]})
-    assert found["output_throughput"]["ratio"] == 0.5 and "median_tpot_ms" not in found and "goodput_rps" not in found
+    assert found["output_throughput"]["ratio"] == 0.5 and "median_tpot_ms" not in found
     assert found["failed"] == {"A": 2, "B": 2} and not found["client_was_bottleneck"]
     assert "failed requests: A 2, B 2" in table(found) and "0.500 to 0.500" in table(found)
     late = compared({"A": [run_with(1.0), run_with(1.0, 9.0)], "B": [run_with(1.0), run_with(1.0)]})
     assert late["client_was_bottleneck"]
+
+
+def test_no_goodput_is_shown_and_has_no_ratio() -> None:
+    served, starved = [run_with(100.0, goodput=2.0)] * 2, [run_with(100.0)] * 2
+    found = compared({"A": served, "B": starved})["goodput_rps"]
+    assert (found["A"], found["B"], found["ratio"]) == (2.0, 0.0, 0.0)
+    other_way = compared({"A": starved, "B": served})
+    assert other_way["goodput_rps"]["ratio"] is None and other_way["goodput_rps"]["B"] == 2.0
+    assert "goodput_rps" in table(other_way)
+
+
+@pytest.mark.parametrize(
+    ("second", "at_least", "ok"),
+    [
+        (run_with(100.0, failed=0), 0.95, True),
+        (run_with(90.0, failed=0), 0.95, False),
+        (run_with(90.0, failed=0), None, True),
+        (run_with(100.0, failed=1), 0.95, False),
+        (run_with(100.0, failed=0, other_lengths=1), 0.95, False),
+        (run_with(100.0, 9.0, failed=0), None, False),
+    ],
+)
+def test_what_passes(second: dict[str, Any], at_least: float | None, ok: bool) -> None:
+    first = run_with(100.0, failed=0)
+    assert passes(compared({"A": [first] * 12, "B": [second] * 12}), at_least) is ok
+
+
+def test_few_rounds_are_less_sure_and_it_is_told() -> None:
+    few = compared({"A": [run_with(1.0)] * 4, "B": [run_with(1.0)] * 4})
+    assert few["confidence"] == 0.5 and "50% interval" in table(few)
+    assert compared({"A": [run_with(1.0)] * 12, "B": [run_with(1.0)] * 12})["confidence"] == 0.95
 
 
 def test_one_server_over_both_wires(scripted: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +94,12 @@ def test_one_server_over_both_wires(scripted: Server, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"), [(("--rounds", "1"), "--rounds must be at least 2"), ((), "no list of models")]
+    ("flags", "told"),
+    [
+        (("--rounds", "1"), "--rounds must be at least 2"),
+        (("--rounds", "3", "--at-least", "0.9"), "--rounds must be at least 6, for an interval of 95 %"),
+        ((), "no list of models"),
+    ],
 )
 def test_what_cannot_be_compared(flags: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "compare", "http://127.0.0.1:9", "http://127.0.0.1:9", *flags]) == 2

@@ -94,6 +94,38 @@ def test_a_stalled_server_does_not_slow_the_arrivals() -> None:
         assert record.ttft_s == pytest.approx(0.2 + waited_s)
 
 
+def test_the_clock_starts_when_all_is_ready() -> None:
+    zero_s: list[float] = []
+
+    async def run(concurrency: int | None) -> list[Record]:
+        clock = asyncio.get_running_loop().time
+
+        await asyncio.sleep(30.0)  # what came before it does not count
+
+        def start() -> None:
+            zero_s.append(clock() + 0.1)
+
+        def now() -> float:
+            return clock() - zero_s[-1]
+
+        made = Drive(requests([0.0, 1.0]), Terms(), ScriptedWire(now), now, start=start)
+        return await (made.open_loop() if concurrency is None else made.closed_loop(concurrency))
+
+    assert [record.late_s for record in run_virtually(run(None))] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert run_virtually(run(1))[0].intended_s == pytest.approx(0.0, abs=1e-6)
+    assert len(zero_s) == 2
+
+
+def test_a_closed_loop_begins_nothing_after_its_time() -> None:
+    async def run() -> list[Record]:
+        now = asyncio.get_running_loop().time
+        made = Drive(requests([0.0] * 100, output=1), Terms(), ScriptedWire(now, first_s=1.0), now)
+        return await made.closed_loop(2, until_s=4.5)
+
+    records = run_virtually(run())
+    assert len(records) == 10 and all(record.ok and record.intended_s < 4.5 for record in records)
+
+
 def test_a_closed_loop_waits_and_never_has_more_under_way() -> None:
     records, wire = drive(requests([0.0] * 9), concurrency=3)
     assert wire.most_at_once == 3
@@ -125,8 +157,9 @@ def test_a_program_s_calls_hold_what_was_said_before(concurrency: int | None) ->
     assert {headers["x-session-id"] for headers in wire.headers.values()} == {"bench-0-0"}
 
 
-def test_a_program_s_next_call_is_due_its_pause_after_the_answer() -> None:
-    records, _ = drive(program(3))
+@pytest.mark.parametrize("concurrency", [None, 2])
+def test_a_program_s_next_call_is_due_its_pause_after_the_answer(concurrency: int | None) -> None:
+    records, _ = drive(program(3), concurrency=concurrency)
     assert [record.intended_s for record in records] == pytest.approx([0.0, 1.4, 2.8])
 
 

@@ -1,4 +1,4 @@
-"""From results to one file: real small runs, read back, drawn, opened in a browser; and what is refused."""
+"""From results to one file: real small runs, read back, drawn, opened in a browser; small ones made by hand; what is refused."""
 
 import argparse
 import html
@@ -14,11 +14,20 @@ import numpy as np
 import pytest
 
 from burrstone.batching.errors import UsageError
+from burrstone.bench.features import Round, summarize
+from burrstone.bench.headline import RESULTS
+from burrstone.bench.load.compare import FIGURES
+from burrstone.bench.load.record import Record
+from burrstone.bench.peers.servers import free_port
+from burrstone.bench.peers.side_by_side import FIGURES as PEER_FIGURES
+from burrstone.bench.peers.side_by_side import REQUESTS, PeersPlan, summary
 from burrstone.bench.report.cli import add_parser
-from burrstone.bench.report.drawings import compare_drawings, latency_drawings, rate_drawings
-from burrstone.bench.report.read import Compare, Run, read_results
+from burrstone.bench.report.drawings import compare_drawings, latency_drawings, peers_drawings, rate_drawings
+from burrstone.bench.report.read import Compare, Peers, Run, Slo, read_results
 from burrstone.bench.report.sections import verdict
 from burrstone.bench.report.timeline import timeline_drawings
+from burrstone.bench.swarm.ledger import Ledger, Report
+from burrstone.bench.swarm.tally import Tally
 from burrstone.serving.cli.main import main
 from harness import Server
 
@@ -74,8 +83,7 @@ def all_of(folder: Path) -> list[Path]:
 def test_every_part_is_there_and_the_network_is_asked_for_nothing(results: Path, tmp_path: Path) -> None:
     assert report(*all_of(results), "--out", tmp_path / "report.html", "--cost-per-hour", "2.5") == 0
     text = (tmp_path / "report.html").read_text()
-    titles = re.findall("<h2>(.*?)</h2>", text)
-    assert titles == [
+    assert titles(text) == [
         *("Result", "Rate and goodput", "Comparison: both", "Latencies", "Timeline", "Tenants", "Cost", "Setting"),
         "How to get these figures again",
     ]
@@ -83,6 +91,10 @@ def test_every_part_is_there_and_the_network_is_asked_for_nothing(results: Path,
     assert "cost per hour / (output tokens per second x 3600) x 1,000,000, at 2.5 an hour" in text
     assert "burrstone bench run --url" in text and "<dt>vllm</dt>" in text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def titles(text: str) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", text)
 
 
 def cells(text: str, section: str, row: str) -> list[str]:
@@ -167,9 +179,44 @@ def test_a_failed_request_is_never_answered() -> None:
     assert run.tpot_ms.tolist() == pytest.approx([200.0, np.inf])
 
 
+def test_a_run_in_which_all_failed_is_a_result(results: Path, tmp_path: Path) -> None:
+    files = ("--json", str(tmp_path / "dead.json"), "--records", str(tmp_path / "dead.jsonl"))
+    load = ("--workload", "fixed:input=8,output=4", "--rate", "20", "--duration-s", "0.5", "--model", "m")
+    assert main(["bench", "run", "--url", f"http://127.0.0.1:{free_port()}", *load, *files]) == 1
+    offered = json.loads((tmp_path / "dead.json").read_text())["offered"]
+    for given in (("dead.json",), ("dead.jsonl",), ("dead.json", "dead.jsonl")):
+        named = [tmp_path / name for name in given]
+        assert report(*named, "--out", tmp_path / "out.html", "--png", tmp_path, "--cost-per-hour", "1") == 0
+        text = (tmp_path / "out.html").read_text()
+        assert titles(text)[:2] == ["Result", "Failures"] and "Latencies" not in text and "Timeline" not in text
+        assert cells(text, "Result", "dead")[:4] == [str(offered), str(offered), "0.0 %", "0"]
+        assert f"<dt>dead: {offered}</dt>" in text and cells(text, "Cost", "dead") == ["0", "-"]
+    assert report(tmp_path / "dead.json", results / "slow.json", "--out", tmp_path / "out.html") == 0
+    text = (tmp_path / "out.html").read_text()
+    assert {"Result", "Failures", "Latencies", "Timeline"} <= set(titles(text)) and "dead: no metrics" in text
+
+
+def test_goodput_over_rate_is_the_same_for_runs_and_searches() -> None:
+    """However long a run waited for its last answers."""
+    setting = {"workload": "chat", "url": "here", "concurrency": None}
+    runs = [
+        Run(
+            f"at {rate}",
+            {"slo_attainment": 0.75, "offered": 40, "goodput_rps": 0.1, "setting": setting | {"rate": rate}},
+        )
+        for rate in (4.0, 8.0)
+    ]
+    tried = [{"rate": rate, "good": 30, "offered": 40, "sustained": False} for rate in (8.0, 4.0)]
+    slo = Slo("search", {"tried": tried, "sustained_rps": 0.0, "failed_rps": 4.0, "attainment": 0.9})
+    goodput, _ = rate_drawings([slo], runs)
+    assert [series.y.tolist() for series in goodput.series] == [[3.0, 6.0], [3.0, 6.0], [0.0, 8.0]]
+    assert "offered rate x share within all of their SLOs" in goodput.text
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [
+        ({"ratio": None, "low": None, "high": None, "noise": None}, "-"),
         ({"ratio": 0.9, "low": 0.88, "high": 0.92, "noise": 0.02}, "A is better"),
         ({"ratio": 1.1, "low": 1.08, "high": 1.12, "noise": 0.02}, "B is better"),
         ({"ratio": 1.1, "low": 1.08, "high": 1.12, "noise": 0.2}, "no difference shown"),
@@ -191,6 +238,126 @@ def test_each_round_is_drawn_over_the_noise() -> None:
     assert median.high is not None and median.high.tolist() == [0.92, 0.92]
 
 
+def written(file: Path, result: dict[str, Any]) -> Path:
+    file.write_text(json.dumps(result))
+    return file
+
+
+def test_there_is_no_ratio_to_nothing(tmp_path: Path) -> None:
+    none: dict[str, Any] = {"ratio": None, "low": None, "high": None, "noise": None, "rounds": []}
+    one = {"ratio": 1.5, "low": 1.4, "high": 1.6, "noise": 0.01, "rounds": [1.4, 1.6], "A": 10.0, "B": 15.0}
+    told = {"failed": {"A": 0, "B": 3}, "other_lengths": {"A": 1, "B": 0}, "confidence": 0.5}
+    told |= {"lateness_p99_ms": 0.1, "client_was_bottleneck": False, "setting": {"servers": ["here", "there"]}}
+    some = {"request_throughput": one, "goodput_rps": none | {"A": 0.0, "B": 2.0}}
+    for figures in ({"output_throughput": one} | some, {"output_throughput": none | {"A": 0.0, "B": 0.0}} | some, some):
+        file = written(tmp_path / "both.json", figures | told)
+        assert report(file, "--out", tmp_path / "out.html", "--png", tmp_path / "pictures") == 0
+        text = (tmp_path / "out.html").read_text()
+        assert cells(text, "Comparison: both", "goodput, requests/s") == ["-", "0", "2", "-", "-", "-"]
+        found = cells(text, "Comparison: both", "requests/s")
+        assert found == ["B is better", "10", "15", "1.500", "1.400 to 1.600", "1.0 %"]
+        assert "50 % interval" in text and "Failed requests: A 0, B 3." in text and "asked for: A 1, B 0." in text
+    assert FIGURES.keys() >= some.keys() and not (tmp_path / "pictures" / "both-goodput-rps.png").exists()
+
+
+def peers_result(**tokens_per_s: float) -> dict[str, Any]:
+    """Each server with so many tokens/s of each stream, in one round."""
+    found = {
+        name.replace("_", "-"): {
+            streams: {figure: [45.0] for figure in PEER_FIGURES} | {"output_throughput": [streams * value]}
+            for streams in REQUESTS
+        }
+        for name, value in tokens_per_s.items()
+    }
+    skipped = {"ray-serve-llm": "ray-serve-llm did not start:\na long log"}
+    result = summary(PeersPlan(rounds=1), found, {name: [20.0] for name in found}, skipped)
+    floor = {name: {"tokens_per_s": 50.0, "reached": 0.6} for name in found if name == "burrstone"}
+    return result | {"floor": floor}
+
+
+def test_servers_side_by_side(tmp_path: Path) -> None:
+    result = peers_result(burrstone=30.0, vllm=25.0, burrstone_int8=40.0, vllm_default=80.0)
+    file = written(tmp_path / "peers.json", result)
+    assert report(file, "--out", tmp_path / "out.html", "--png", tmp_path) == 0
+    text = (tmp_path / "out.html").read_text()
+    section = "Beside other servers: peers"
+    assert titles(text) == [section, "Setting", "How to get these figures again"]
+    assert cells(text, section, "burrstone") == ["bfloat16", *(f"{30 * n} (45 ms)" for n in (1, 4, 16, 32))]
+    assert cells(text, section, "noise") == ["", "-", "-", "-", "-"]
+    assert cells(text, section, "burrstone / vllm at 1") == ["met", "1.2", ">= 0.95"]
+    assert cells(text, section, "burrstone-int8 / vllm-default at 1")[:3] == ["missed", "0.5", ">= 1.7"]
+    assert "left out: ray-serve-llm did not start</dd>" in text and "a long log" not in text
+    assert "one stream reaches 60.0 % of the 50 tokens/s that memory allows" in text
+    assert "peers: 4 of 6 goals met." in text
+    (drawn,) = peers_drawings(Peers("peers", result))
+    assert [series.name for series in drawn.series] == list(result["peers"]) and drawn.x_axis.log
+    # 80 x 32 tokens/s are many.
+    assert drawn.series[0].x.tolist() == [1, 4, 16, 32] and drawn.series[0].y.tolist() == [0.03, 0.12, 0.48, 0.96]
+    assert drawn.y_axis.label == "thousand tokens/s" and (tmp_path / "peers-tokens.png").exists()
+
+
+def test_servers_none_of_which_started(tmp_path: Path) -> None:
+    assert report(written(tmp_path / "peers.json", peers_result()), "--out", tmp_path / "out.html") == 0
+
+
+def test_what_features_bring(tmp_path: Path) -> None:
+    plain = Round(1000, 900, 0.1, 30.0, ["same"])
+    servers = {"plain": plain, "plain again": plain, "no cache": Round(1000, 0, 0.2, 30.0, ["same"])}
+    servers |= {"n-gram": Round(1000, 900, 0.1, 45.0, ["other"])}
+    result = summarize({name: [one, one] for name, one in servers.items()})
+    assert report(written(tmp_path / "features.json", result), "--out", tmp_path / "out.html") == 0
+    text = (tmp_path / "out.html").read_text()
+    assert titles(text)[0] == "Features: features"
+    assert cells(text, "Features: features", "uncached tokens saved") == ["met", "0.9", ">= 0.86", "-", "0.9 to 0.9"]
+    assert cells(text, "Features: features", "ttft ratio") == ["missed", "2", ">= 3", "0.0 %", "2 to 2"]
+    assert "not the same texts as without" in text and "features: 2 of 3 goals met." in text
+
+
+def test_committed_results_are_shown(tmp_path: Path) -> None:
+    files = [file for kind in ("peers", "features", "int8") for file in sorted(RESULTS.glob(f"{kind}-[0-9]*.json"))]
+    assert report(*files, "--out", tmp_path / "out.html") == 0
+    shown = " ".join(titles((tmp_path / "out.html").read_text()))
+    assert all(file.stem in shown for file in files)
+
+
+def record(number: int, tenant: str, error: str | None = None) -> Record:
+    sent_s, ended_s = 0.1 * number, 0.1 * number + 0.3
+    pieces_s = [] if error else [sent_s + 0.2, ended_s]
+    times: dict[str, Any] = {"sent_s": sent_s, "pieces_s": pieces_s, "ended_s": ended_s}
+    return Record(number, sent_s, tenant, output_tokens=len(pieces_s), error=error, **times)
+
+
+def swarm_result(*records: Record) -> dict[str, Any]:
+    """What `bench locust --json-out` writes."""
+    tallies: dict[str, Tally] = {}
+    for one in records:
+        tallies.setdefault(one.tenant, Tally()).add(one)
+    ledger = Ledger()
+    ledger.begin()
+    ledger.take("local", Report(ledger.run, True, tallies))
+    return ledger.summary() | {"setting": {"workload": "tenants", "rate": 10.0, "mode": "open"}}
+
+
+def test_locusts_summary_has_figures_and_tenants(results: Path, tmp_path: Path) -> None:
+    full = [record(number, "b", "503 full") for number in range(4, 7)]
+    file = written(tmp_path / "swarm.json", swarm_result(*(record(number, "a") for number in range(4)), *full))
+    assert report(file, "--out", tmp_path / "out.html") == 0
+    text = (tmp_path / "out.html").read_text()
+    assert titles(text)[:-1] == ["Result", "Failures", "Tenants", "Setting"]
+    assert cells(text, "Result", "swarm")[:3] == ["7", "3", "57.1 %"] and "<dt>swarm: 3</dt><dd>503 full</dd>" in text
+    assert cells(text, "Tenants", "a")[:3] == ["swarm", "4", "100.0 %"] and "swarm 0.500 and 0.500" in text
+    assert report(file, results / "slow.json", "--out", tmp_path / "out.html", "--cost-per-hour", "1") == 0
+    text = (tmp_path / "out.html").read_text()
+    assert cells(text, "Result", "swarm")[:3] == ["7", "3", "57.1 %"] and cells(text, "Cost", "swarm")[0] != "0"
+
+
+def test_a_swarm_that_offered_nothing_says_why(tmp_path: Path) -> None:
+    file = written(tmp_path / "swarm.json", swarm_result() | {"warning": "no list of models there"})
+    assert report(file, "--out", tmp_path / "out.html") == 0
+    text = (tmp_path / "out.html").read_text()
+    assert '<p class="bad">swarm: no list of models there</p>' in text and "swarm: 0 good requests/s, - of" in text
+
+
 def test_files_of_one_name_are_told_apart(results: Path, tmp_path: Path) -> None:
     shutil.copy(results / "slow.json", tmp_path)
     names = [
@@ -208,7 +375,7 @@ def test_files_of_one_name_are_told_apart(results: Path, tmp_path: Path) -> None
         ("list.json", "[]", "list.json: not a result of `burrstone bench run`, `slo` or `compare`"),
         ("other.json", '{"mean_ttft_ms": 3}', "other.json: not a result"),
         ("trace.jsonl", '{"timestamp": 0, "input_length": 3}\n', "trace.jsonl:1: no record"),
-        ("empty.jsonl", "", "empty.jsonl: no request was answered"),
+        ("empty.jsonl", "", "empty.jsonl: no request has ended"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, name: str, text: str | None, told: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from burrstone.batching.sim.traffic.workload import Slo
 from burrstone.bench.load.record import Record
 from burrstone.bench.load.summary import duration_s, summarize
-from burrstone.bench.swarm.ledger import Ledger, Report, late_warning
+from burrstone.bench.swarm.ledger import Ledger, Report
 from burrstone.bench.swarm.tally import FIGURES, Tally, together
 
 
@@ -66,7 +66,7 @@ def test_parts_merged_are_the_whole(one: list[Record], two: list[Record]) -> Non
 
 @given(RECORDS)
 def test_reports_go_through_json(records: list[Record]) -> None:
-    report = Report(3, True, {"gold": tally_of(records)})
+    report = Report(3, True, {"gold": tally_of(records)}, {"gold": 99})
     assert Report.of_json(json.loads(json.dumps(report.as_json()))) == report
 
 
@@ -89,8 +89,9 @@ def test_a_process_that_was_late_is_named_however_punctual_the_others_were() -> 
     found = ledger.summary()
     assert found["client_was_bottleneck"] and found["lateness_p99_ms"] == pytest.approx(500, rel=0.011)
     assert (found["offered"], found["tenants"]["a"]["offered"]) == (1001, 1000)
-    told = late_warning(ledger.lateness_p99_ms()) or ""
-    assert "two up to" in told and "one up to" not in told
+    told, code = ledger.verdict()
+    assert told is not None and "two up to" in told and "one up to" not in told and code == 1
+    assert found["warning"] == told
     assert ledger.done(["two"]) and not ledger.done(["one", "two"])
 
 
@@ -99,10 +100,42 @@ def test_reports_replace_one_another_and_those_of_earlier_runs_are_dropped() -> 
     ledger.begin()
     for size in (1, 3):
         ledger.take("one", Report(1, False, {"a": tally_of([late(0.0)] * size)}))
-    assert ledger.summary()["offered"] == 3 and late_warning(ledger.lateness_p99_ms()) is None
+    assert ledger.summary()["offered"] == 3 and ledger.verdict() == (None, 0)
     ledger.begin()
     ledger.take("one", Report(1, True, {"a": tally_of([late(0.0)])}))
     assert ledger.summary()["offered"] == 0 and not ledger.done(["one"])
+
+
+@pytest.mark.parametrize(("late_s", "code"), [(0.004, 0), (0.006, 1)])
+def test_the_exit_code_tells_of_lateness(late_s: float, code: int) -> None:
+    ledger = Ledger()
+    ledger.begin()
+    ledger.take("one", Report(1, True, {"a": tally_of([late(late_s)] * 9)}))
+    assert ledger.verdict()[1] == code and ledger.summary()["client_was_bottleneck"] == bool(code)
+    ledger.error = "nothing to offer"
+    assert ledger.verdict() == ("nothing to offer", 2)
+    ledger.begin()
+    assert ledger.verdict() == (None, 0)
+
+
+def test_what_a_lost_process_held_was_offered_and_failed() -> None:
+    ledger = Ledger()
+    ledger.begin()
+    ledger.take("one", Report(1, True, {"a": tally_of([late(0.0)] * 4)}, {"a": 4}))
+    ledger.take("two", Report(1, False, {"a": tally_of([late(0.0)])}, {"a": 3, "b": 2}))
+    assert ledger.summary()["offered"] == 5
+    ledger.lost = {"two"}
+    found, (told, code) = ledger.summary(), ledger.verdict()
+    assert (found["offered"], found["completed"], found["failed"]) == (9, 5, 4)
+    assert found["errors"] == {"its worker was lost": 4} and found["slo_attainment"] == pytest.approx(5 / 9)
+    assert {name: tenant["failed"] for name, tenant in found["tenants"].items()} == {"a": 2, "b": 2}
+    assert told is not None and "two" in told and code == 1
+    # It came back.
+    ledger.lost = set()
+    ledger.take(
+        "two", Report(1, True, {"a": tally_of([late(0.0)] * 3), "b": tally_of([late(0.0)] * 2)}, {"a": 3, "b": 2})
+    )
+    assert ledger.summary()["failed"] == 0 and ledger.verdict() == (None, 0)
 
 
 def test_curves_are_of_the_last_seconds() -> None:

@@ -135,6 +135,40 @@ def test_only_cores_of_ours_fork_their_worker(
     assert len(controlled) == forks
 
 
+_FAILING_CORE = """
+import multiprocessing, signal, time
+from burrstone.serving.engine.plugin import prepare_engine_core
+
+def worker():
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    time.sleep(600)
+
+def core():
+    prepare_engine_core()
+    fork.Process(target=worker, daemon=True).start()
+    time.sleep(0.5)
+    raise SystemExit(3)
+
+if __name__ == "__main__":
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=core)
+    process.start()
+    process.join(20)
+    print("ended with", process.exitcode)
+    process.kill()
+"""
+
+
+def test_a_core_that_fails_does_not_wait_for_a_worker_that_is_deaf_to_sigterm(tmp_path: Path) -> None:
+    script = tmp_path / "core.py"
+    script.write_text(_FAILING_CORE)
+    environment = os.environ | {FORKSERVER_ENV: "1"}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "ended with 3\n", done.stderr
+
+
 _PARENT = """
 import multiprocessing, os, time
 from burrstone.serving.engine.plugin import end_with_parent

@@ -1,0 +1,116 @@
+"""One run: a plan is offered to a server, on a clock that starts when everything is ready to be sent."""
+
+import asyncio
+import contextlib
+import resource
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from burrstone.batching.sim.traffic.workload_types import Workload
+from burrstone.bench.load.drive import Drive, Terms
+from burrstone.bench.load.record import Record
+from burrstone.bench.load.server_metrics import ServerMetrics, watching
+from burrstone.bench.load.summary import duration_s, summarize
+from burrstone.bench.load.wires import GrpcWire, HttpWire, Wire
+
+_LEAD_S = 0.1
+_NAP_S = 0.01
+_MS = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is offered, and where. `concurrency` None: open loop; else so many clients, who begin nothing after `until_s`.
+    `seed` is of the texts."""
+
+    workload: Workload
+    terms: Terms
+    url: str
+    grpc: bool = False
+    concurrency: int | None = None
+    until_s: float = float("inf")
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Offered:
+    """What became of it. lag_p99_ms: how late this process came to what was due in it, which a closed loop's requests
+    cannot show: their intended time is when it came to them."""
+
+    records: list[Record]
+    lag_p99_ms: float
+    server: ServerMetrics
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the run."""
+        return summarize(self.records, duration_s(self.records), self.lag_p99_ms) | self.server.figures()
+
+
+async def offer(plan: Plan, tick: Callable[[Record], None] = lambda _: None, *, watch: bool = False) -> Offered:
+    """Make one run, on the running event loop. watch: also what the server says of itself meanwhile."""
+    _open_files_as_many_as_may_be()
+    clock = _Clock()
+    wire: Wire = (GrpcWire if plan.grpc else HttpWire)(plan.url, plan.terms.api, clock.now)
+    drive = Drive(plan.workload, plan.terms, wire, clock.now, plan.seed, tick, clock.start)
+    try:
+        async with _watched(plan, clock, watch) as seen, _lag() as lags_s:
+            if plan.concurrency is None:
+                records = await drive.open_loop()
+            else:
+                records = await drive.closed_loop(plan.concurrency, plan.until_s)
+    finally:
+        await wire.close()
+    return Offered(records, _MS * float(np.percentile(lags_s or [0.0], 99)), seen)
+
+
+class _Clock:
+    """Seconds since the run's first moment, which `start` puts a little ahead of now."""
+
+    def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._zero_s = self._clock()
+
+    def now(self) -> float:
+        return self._clock() - self._zero_s
+
+    def start(self) -> None:
+        self._zero_s = self._clock() + _LEAD_S
+
+
+@contextlib.asynccontextmanager
+async def _watched(plan: Plan, clock: _Clock, watch: bool) -> AsyncIterator[ServerMetrics]:
+    if plan.grpc or not watch:
+        yield ServerMetrics(missing="gRPC has no page of metrics" if plan.grpc else "not asked for")
+        return
+    key = plan.terms.keys[0] if plan.terms.keys else None
+    async with watching(plan.url, key, clock.now) as seen:
+        yield seen
+
+
+@contextlib.asynccontextmanager
+async def _lag() -> AsyncIterator[list[float]]:
+    """How much too late naps end."""
+    lags_s: list[float] = []
+    clock = asyncio.get_running_loop().time
+
+    async def nap() -> None:
+        while True:
+            due_s = clock() + _NAP_S
+            await asyncio.sleep(_NAP_S)
+            lags_s.append(clock() - due_s)
+
+    task = asyncio.create_task(nap())
+    try:
+        yield lags_s
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _open_files_as_many_as_may_be() -> None:
+    """Every request under way is a socket; the usual 1024 are few when a server stalls."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
