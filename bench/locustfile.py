@@ -1,6 +1,5 @@
 """Load tests with locust, with an LLM's figures: `burrstone bench locust`, or `locust -f` this file with `--host`."""
 
-import resource
 import sys
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from locust.runners import STATE_INIT
 from locust.user.users import LOCUST_STATE_STOPPING
 
 from burrstone.batching.errors import UsageError
+from burrstone.bench.load.offer import raise_open_files_limit
 from burrstone.bench.swarm.flags import add_to_locust
 from burrstone.bench.swarm.run import Offer
 from burrstone.bench.swarm.session import Session
@@ -81,9 +81,8 @@ def _add_flags(parser: Any) -> None:
 @events.init.add_listener
 def _init(environment: Environment, **_: Any) -> None:
     session = LoadUser.session = Session(environment)
-    # Every request under way is a socket; locust itself asks for 10,000.
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # Locust itself asks for 10,000.
+    raise_open_files_limit()
     options: Any = environment.parsed_options
     if options.spawn_rate is None:
         # Locust's own default, one user a second, would be too slow for a shape.

@@ -24,7 +24,7 @@ from burrstone.bench.load.flags import (
 )
 from burrstone.bench.load.offer import Plan, offer
 from burrstone.bench.load.record import write_records
-from burrstone.bench.load.summary import by_tenant, detailed
+from burrstone.bench.load.summary import parts
 from burrstone.bench.machine import machine
 
 
@@ -67,10 +67,8 @@ def _run(arguments: argparse.Namespace) -> int:
     records, summary = offered.records, offered.summary()
     result = {
         **summary,
-        "tenants": by_tenant(records, summary["duration"]) if len({record.tenant for record in records}) > 1 else {},
         "setting": machine() | _setting(arguments, terms, url),
-        "intended_times": [record.intended_s for record in records],
-        **detailed(records),
+        **parts(records, summary["duration"]),
     }
     tell(result, table(summary), arguments.json)
     if arguments.records is not None:

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 
 from burrstone.batching.errors import UsageError
-from burrstone.batching.sim.cli.traffic import Traffic
+from burrstone.batching.sim.cli.traffic import TRACE, Traffic
 from burrstone.batching.sim.traffic.workload import evenly
 from burrstone.batching.sim.traffic.workload_types import Workload
-from burrstone.bench.files import whole_file
 from burrstone.bench.load.drive import Terms
 from burrstone.bench.load.streams import base_url
 from burrstone.bench.load.summary import MAX_LATENESS_MS
+from burrstone.bench.rows import write
 from burrstone.bench.stream_client import ROUTES
 
-TRACE = "trace:"
 # More than any client gets through: an answer takes longer.
 _MOST_PER_CLIENT_S = 20.0
 _JSON_SCHEMA = {
@@ -98,9 +97,9 @@ def traffic_of(arguments: argparse.Namespace) -> Traffic:
 def offered_by(traffic: Traffic, arguments: argparse.Namespace, rate: float | None) -> Workload:
     """The requests at this rate; the traffic's own for None. Raises UsageError."""
     concurrency = getattr(arguments, "concurrency", None)
-    for flag, value, least in (("--concurrency", concurrency, 1), ("--num-requests", arguments.num_requests, 1)):
-        if value is not None and value < least:
-            raise UsageError(f"{flag} must be at least {least}, got {value}")
+    for flag, value in (("--concurrency", concurrency), ("--num-requests", arguments.num_requests)):
+        if value is not None and value < 1:
+            raise UsageError(f"{flag} must be at least 1, got {value}")
     if rate is not None and not rate > 0:
         raise UsageError(f"--rate must be > 0, got {rate:g}")
     if concurrency is None or arguments.workload.startswith(TRACE):
@@ -155,10 +154,9 @@ def without_password(url: str) -> str:
 def tell(result: dict[str, Any], table: str, out: Path | None) -> None:
     """Write a result where --json says, and print it: as JSON for `-`, else for people. A client that was the bottleneck
     is told on stderr."""
-    if out is not None and str(out) != "-":
-        with whole_file(out) as scratch:
-            scratch.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1) if str(out) == "-" else table)
+    printed = str(out) == "-"
+    write(None if printed else out, result)
+    print(json.dumps(result, indent=2) if printed else table)
     if result["client_was_bottleneck"]:
         late_ms = max(result["lateness_p99_ms"], result.get("client_lag_p99_ms", 0.0))
         print(

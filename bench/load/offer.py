@@ -51,7 +51,7 @@ class Offered:
 
 async def offer(plan: Plan, tick: Callable[[Record], None] = lambda _: None, *, watch: bool = False) -> Offered:
     """Make one run, on the running event loop. watch: also what the server says of itself meanwhile."""
-    _open_files_as_many_as_may_be()
+    raise_open_files_limit()
     clock = _Clock()
     wire: Wire = (GrpcWire if plan.grpc else HttpWire)(plan.url, plan.terms.api, clock.now)
     drive = Drive(plan.workload, plan.terms, wire, clock.now, plan.seed, tick, clock.start)
@@ -110,7 +110,7 @@ async def _lag() -> AsyncIterator[list[float]]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def _open_files_as_many_as_may_be() -> None:
+def raise_open_files_limit() -> None:
     """Every request under way is a socket; the usual 1024 are few when a server stalls."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

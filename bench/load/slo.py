@@ -32,9 +32,10 @@ def add_parser(kinds: Any) -> None:
         "slo",
         help="find the highest rate that meets the SLOs",
         description=(
-            "Offer the workload at one rate after the other (doubled or halved until the capacity is bracketed, then the "
+            "Offer the workload at one rate after the other (in ever longer steps until the capacity is bracketed, then the "
             "bracket halved) and find the highest at which the lower end of the 95 %% interval of the attainment is at "
-            "least --attainment. Exit code 1 when the capacity was not found as exactly as --within asks, or the client itself was the bottleneck."
+            "least --attainment. Exit code 1 when the capacity was not found as exactly as --within asks, or the client "
+            "itself was the bottleneck."
         ),
     )
     add_load_flags(slo, amount=False)

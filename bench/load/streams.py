@@ -86,6 +86,15 @@ def call_of(rpc: Rpc, body: dict[str, Any], headers: dict[str, str]) -> tuple[An
     return request, tuple((name.lower(), value) for name, value in headers.items())
 
 
+def stub_of(channel: Any, rpc: Rpc) -> Any:
+    """The streaming call on a channel, grpc's or grpc.aio's."""
+    return channel.unary_stream(
+        rpc.path,
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=rpc.reply.FromString,
+    )
+
+
 def rpc_error(error: Any) -> str:
     return f"{error.code().name} {error.details()}"[:MAX_ERROR_CHARS]
 

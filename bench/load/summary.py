@@ -57,6 +57,12 @@ def summarize(records: Sequence[Record], duration_s: float, lag_p99_ms: float = 
     }
 
 
+def parts(records: Sequence[Record], duration_s: float) -> dict[str, Any]:
+    """What a result has beside its summary: each tenant's where there are several, and a list of each figure."""
+    several = len({record.tenant for record in records}) > 1
+    return {"tenants": by_tenant(records, duration_s) if several else {}, **detailed(records)}
+
+
 def by_tenant(records: Sequence[Record], duration_s: float) -> dict[str, dict[str, Any]]:
     """The same for each tenant alone."""
     tenants = sorted({record.tenant for record in records})
@@ -71,8 +77,9 @@ def duration_s(records: Sequence[Record]) -> float:
 
 
 def detailed(records: Sequence[Record]) -> dict[str, Any]:
-    """The lists that vLLM's own result file has, one entry a request."""
+    """The lists that vLLM's own result file has, one entry a request, and when each was to be sent."""
     return {
+        "intended_times": [record.intended_s for record in records],
         "input_lens": [record.prompt_tokens or 0 for record in records],
         "output_lens": [record.output_tokens for record in records],
         "ttfts": [record.ttft_sent_s if record.ok else 0.0 for record in records],

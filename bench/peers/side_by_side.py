@@ -27,6 +27,7 @@ from burrstone.bench.peers.floor import read_bytes_per_s, weight_bytes_per_token
 from burrstone.bench.peers.models import Models
 from burrstone.bench.peers.servers import running
 from burrstone.bench.peers.table import MODEL, PEERS, missing
+from burrstone.bench.rows import lines_of
 from burrstone.serving.config import EMBEDDED_MODEL
 from burrstone.serving.hardware import detect
 
@@ -202,10 +203,7 @@ def table(result: dict[str, Any]) -> str:
             cells += f"{told:>22}"
         lines.append(f"{name:24}{cells}")
     lines += [f"{name}: left out, {reason}" for name, reason in result["skipped"].items()]
-    lines += [
-        f"{name}: {row['value']:g} (goal {row['goal']}) {'met' if row['ok'] else 'MISSED'}"
-        for name, row in result["ratios"].items()
-    ]
+    lines += lines_of(result["ratios"])
     lines += [
         f"{name}: one stream reaches {floor['reached']:.2f} of what memory allows, {floor['tokens_per_s']:.0f} tokens/s"
         for name, floor in result.get("floor", {}).items()

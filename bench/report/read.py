@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from burrstone.batching.errors import UsageError
 from burrstone.bench.load.record import Record, read_records
-from burrstone.bench.load.summary import by_tenant, detailed, duration_s, summarize
+from burrstone.bench.load.summary import duration_s, parts, summarize
 
 Floats = NDArray[np.float64]
 
@@ -228,12 +228,7 @@ def _of_records(file: Path) -> dict[str, Any]:
     if all(math.isnan(record.ended_s) for record in records):
         raise UsageError(f"{file}: no request has ended, so there is nothing to report")
     took_s = duration_s(records)
-    return {
-        **summarize(records, took_s),
-        "tenants": by_tenant(records, took_s) if len({record.tenant for record in records}) > 1 else {},
-        "intended_times": [record.intended_s for record in records],
-        **detailed(records),
-    }
+    return summarize(records, took_s) | parts(records, took_s)
 
 
 def _judged(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -88,7 +88,7 @@ class Ledger:
         whole = together(tenants.values())
         late_ms = self.lateness_p99_ms()
         worst_ms = max(late_ms.values(), default=0.0)
-        warning, _ = self.verdict()
+        warning, _ = self._verdict(late_ms)
         return whole.summary(whole.ended_s) | {
             "lateness_p99_ms": worst_ms,
             "client_was_bottleneck": worst_ms > MAX_LATENESS_MS,
@@ -99,9 +99,12 @@ class Ledger:
 
     def verdict(self) -> tuple[str | None, int]:
         """What is to be said of the run, and its exit code."""
+        return self._verdict(self.lateness_p99_ms())
+
+    def _verdict(self, late_ms: dict[str, float]) -> tuple[str | None, int]:
         if self.error is not None:
             return self.error, 2
-        told = [words for words in (_lost_warning(self.lost), _late_warning(self.lateness_p99_ms())) if words]
+        told = [words for words in (_lost_warning(self.lost), _late_warning(late_ms)) if words]
         return ("; ".join(told), 1) if told else (None, 0)
 
     def sample(self, at_s: float) -> None:

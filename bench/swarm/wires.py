@@ -21,6 +21,7 @@ from burrstone.bench.load.streams import (
     payload_of,
     rpc_error,
     said,
+    stub_of,
 )
 from burrstone.bench.stream_client import ROUTES, RPCS
 
@@ -90,11 +91,7 @@ class GreenGrpc:
         grpc.experimental.gevent.init_gevent()
         self._now, self._rpc = now, RPCS[api]
         self._channel = grpc.insecure_channel(address)
-        self._call: Any = self._channel.unary_stream(
-            self._rpc.path,
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=self._rpc.reply.FromString,
-        )
+        self._call = stub_of(self._channel, self._rpc)
 
     def ask(self, body: dict[str, Any], record: Record, headers: dict[str, str], *, keep_text: bool) -> str:
         request, metadata = call_of(self._rpc, body, headers)

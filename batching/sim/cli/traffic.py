@@ -20,7 +20,7 @@ from burrstone.batching.sim.traffic.workload_types import Ints, Workload
 
 DEFAULT_RATE = 4.0
 DEFAULT_TTFT_S, DEFAULT_TPOT_S = 1.0, 0.05
-_TRACE = "trace:"
+TRACE = "trace:"
 _SERVEGEN_ENDING = ".tar.xz"
 
 
@@ -126,7 +126,7 @@ class Traffic:
         generator = GENERATORS.get(text.partition(":")[0])
         self.tenant_names = generator.tenants if generator else ()
         self._make = (
-            _trace(Path(text.removeprefix(_TRACE))) if text.startswith(_TRACE) else _generator(text, default_rate)
+            _trace(Path(text.removeprefix(TRACE))) if text.startswith(TRACE) else _generator(text, default_rate)
         )
 
     def offered(self, rate: float | None, seed: int) -> Workload:
@@ -179,7 +179,7 @@ def _generator(text: str, default_rate: float) -> _Make:
 
 def _trace(path: Path) -> _Make:
     if not path.exists():
-        raise UsageError(f"--workload {_TRACE}{path}: no such file; name one that exists, with its folder")
+        raise UsageError(f"--workload {TRACE}{path}: no such file; name one that exists, with its folder")
     if path.name.endswith(_SERVEGEN_ENDING):
         return _clients(path)
     whole = read_trace(path)
