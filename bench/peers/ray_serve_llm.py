@@ -8,7 +8,14 @@ import ray
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
-from burrstone.bench.peers.table import KV_GIB, MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, MODEL
+from burrstone.bench.peers.table import (
+    KV_GIB,
+    MAX_MODEL_LEN,
+    MAX_NUM_BATCHED_TOKENS,
+    MAX_NUM_SEQS,
+    MODEL,
+    engine_block_tokens,
+)
 
 
 def _main(folder: str, port: int) -> None:
@@ -25,7 +32,8 @@ def _main(folder: str, port: int) -> None:
             "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
             "seed": 0,
             "enable_prompt_tokens_details": True,
-        },
+        }
+        | ({} if (tokens := engine_block_tokens(folder)) is None else {"block_size": tokens}),
         deployment_config={"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}},
     )
     serve.run(build_openai_app({"llm_configs": [config]}))

@@ -1,15 +1,18 @@
 """The servers that a comparison can start, by name: the same model, with the same engine arguments where they have them."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from burrstone.batching.errors import UsageError
 from burrstone.bench.peers.models import Models
 from burrstone.bench.peers.servers import Launch, free_port
 from burrstone.serving.config import ServeConfig
+from burrstone.serving.engine.cpu import block_tokens
 from burrstone.serving.hardware import detect
 from burrstone.serving.launch import engine_environment
 
@@ -46,6 +49,13 @@ def engine_recipe() -> dict[str, str]:
     return dict(engine_environment(ServeConfig(), detect()))
 
 
+def engine_block_tokens(folder: str) -> int | None:
+    """Tokens of a KV block that burrstone asks vLLM for on this machine, None where it leaves them to vLLM."""
+    if detect().profile != "cpu":
+        return None
+    return block_tokens(json.loads((Path(folder) / "config.json").read_bytes()))
+
+
 def burrstone(model: str, *more: str, grpc_port: int | None = None) -> Launch:
     """model: folder or name; more: flags of `serve`."""
     port = free_port()
@@ -65,6 +75,8 @@ def vllm(folder: str, *, recipe: bool) -> Launch:
     bare += ["--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory-bytes", str(int(KV_GIB * 2**30))]
     bare += ["--max-num-seqs", str(MAX_NUM_SEQS), "--max-num-batched-tokens", str(MAX_NUM_BATCHED_TOKENS)]
     bare += ["--seed", "0", "--enable-prompt-tokens-details", "--max-logprobs", "20", "--disable-uvicorn-access-log"]
+    if recipe and (tokens := engine_block_tokens(folder)) is not None:
+        bare += ["--block-size", str(tokens)]
     return Launch(bare, port, "/health", engine_recipe() if recipe else {})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from burrstone.serving.config import ConfigError, EngineConfig, ServeConfig
 from burrstone.serving.engine import vllm_compat as vllm
+from burrstone.serving.engine.cpu import block_tokens
 from burrstone.serving.engine.kv_cache import kv_cache_dtype
 from burrstone.serving.engine.models import ResolvedModel, default_tool_parser
 from burrstone.serving.engine.scheduling.options import SCHEDULER_CLS
@@ -61,6 +62,7 @@ def engine_arguments(config: ServeConfig, model: ResolvedModel, *, kv_cache_byte
         "max_num_batched_tokens": engine.max_num_batched_tokens,
         "quantization": engine.quantization,
         "kv_cache_memory_bytes": kv_cache_bytes,
+        "block_size": block_tokens(model.config) if config.profile == "cpu" else None,
         "speculative_config": _speculative(engine),
         "scheduler_cls": None if config.scheduler.stock else SCHEDULER_CLS,
     }

@@ -22,6 +22,9 @@ _KV_CONTEXTS = 4
 _KV_DEFAULT_CONTEXT = 4096
 _KV_SHARE = 0.2
 _KV_MIN_BYTES = 256 * 2**20
+# vLLM takes 128 on the CPU. Smaller blocks reuse more of a prefix, whose last part block is always computed again, and
+# 32, the least that its attention kernels take, was as fast (docs/performance.md).
+_BLOCK_TOKENS = 32
 # What vLLM's CPU attention declares, and the 16 bits that "auto" may stand for.
 _KV_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
 _TCMALLOC = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
@@ -71,6 +74,12 @@ def kv_bytes_per_token(model_config: Mapping[str, Any]) -> int:
     head_dim = model_config.get("head_dim") or int(model_config.get("hidden_size", 4096)) // heads
     kv_heads = int(model_config.get("num_key_value_heads") or heads)
     return 2 * 2 * int(model_config.get("num_hidden_layers", 32)) * kv_heads * int(head_dim)
+
+
+def block_tokens(model_config: Mapping[str, Any]) -> int | None:
+    """Tokens of a KV block, None where vLLM allows its own number only: multi-head latent attention (DeepSeek)."""
+    text_config = model_config.get("text_config") or model_config
+    return None if text_config.get("kv_lora_rank") or text_config.get("model_type") == "deepseek_v4" else _BLOCK_TOKENS
 
 
 def check_cpu(config: ServeConfig, hardware: Hardware) -> None:

@@ -87,8 +87,14 @@ def test_adapters(model: ResolvedModel, num_modules: int, max_loras: int) -> Non
 
 
 def test_other_arguments_of_vllm_are_passed_on(model: ResolvedModel) -> None:
-    arguments = engine_arguments(config({"vllm_args": {"block_size": 32}}), model, kv_cache_bytes=None)
-    assert arguments.block_size == 32
+    arguments = engine_arguments(config({"vllm_args": {"block_size": 64}}, profile="cpu"), model, kv_cache_bytes=None)
+    assert arguments.block_size == 64
+
+
+@pytest.mark.parametrize(("profile", "block_tokens"), [("cpu", 32), ("cuda", None)])
+def test_blocks_are_small_on_the_cpu(model: ResolvedModel, profile: str, block_tokens: int | None) -> None:
+    arguments = engine_arguments(config(profile=profile), model, kv_cache_bytes=None)
+    assert arguments.block_size == block_tokens
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from burrstone.serving.config import ConfigError, ServeConfig
 from burrstone.serving.engine import cpu
-from burrstone.serving.engine.cpu import check_cpu, cpu_environment, kv_bytes_per_token, kv_cache_bytes, omp_binding
+from burrstone.serving.engine.cpu import (
+    block_tokens,
+    check_cpu,
+    cpu_environment,
+    kv_bytes_per_token,
+    kv_cache_bytes,
+    omp_binding,
+)
 from burrstone.serving.hardware import Hardware
 
 GIB = 2**30
@@ -52,6 +59,14 @@ def test_a_token_takes_keys_and_values_of_every_layer() -> None:
     assert kv_bytes_per_token(SMALL_MODEL | {"head_dim": 128}) == 2 * 2 * 30 * 3 * 128
     no_groups = {key: value for key, value in SMALL_MODEL.items() if key != "num_key_value_heads"}
     assert kv_bytes_per_token(no_groups) == 3 * kv_bytes_per_token(SMALL_MODEL)
+
+
+@pytest.mark.parametrize(
+    "own", [{"kv_lora_rank": 512}, {"text_config": {"kv_lora_rank": 512}}, {"model_type": "deepseek_v4"}]
+)
+def test_models_whose_blocks_are_vllms_to_choose(own: dict[str, Any]) -> None:
+    assert block_tokens(SMALL_MODEL) == 32
+    assert block_tokens(SMALL_MODEL | own) is None
 
 
 @pytest.mark.parametrize(
