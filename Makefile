@@ -47,7 +47,7 @@ soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory; RESULTS=file
 	@$(PYTHON) serving/bootstrap.py dev test-models soak
 	$(BIN)/python -m pytest -m soak --timeout 7200 tests/soak $(if $(RESULTS),--results $(RESULTS))
 
-bench: setup ## The headline figures of this machine, into bench/results and the README: about 25 minutes on two cores
+bench: setup ## The headline figures of this machine, into bench/results and the README: under 20 minutes on two cores
 	@$(PYTHON) serving/bootstrap.py peers
 	$(BIN)/burrstone bench peers --out bench/results/peers-$(TODAY).json; test $$? -le 1
 	$(BIN)/burrstone bench features --out bench/results/features-$(TODAY).json; test $$? -le 1

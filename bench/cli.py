@@ -91,7 +91,7 @@ def _add_features(kinds: Any) -> None:
             "where a goal is missed."
         ),
     )
-    features.add_argument("--rounds", type=int, default=3, help="interleaved rounds [%(default)s]")
+    features.add_argument("--rounds", type=int, default=2, help="interleaved rounds [%(default)s]")
     features.add_argument("--json", action="store_true", help="print the rows as JSON")
     features.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON result here")
     features.set_defaults(run=_run_features)

@@ -102,26 +102,27 @@ def _llama_cpp(models: Models) -> Launch:
     return Launch([*command, "--ctx-size", str(_SLOTS * _SLOT_TOKENS)], port, "/health")
 
 
+# In the order they are measured: those that are compared stand together, so that a machine that slows down slows both.
 PEERS = {
     "burrstone": Peer("burrstone", "bfloat16", lambda models: burrstone(models.folder)),
-    "burrstone-int8": Peer("burrstone, layers and head in INT8", "W8A8 INT8", lambda models: burrstone(models.int8)),
     "vllm": Peer(
         "vLLM's own server, with burrstone's engine arguments and environment",
         "bfloat16",
         lambda models: vllm(models.folder, recipe=True),
     ),
+    "burrstone-int8": Peer("burrstone, layers and head in INT8", "W8A8 INT8", lambda models: burrstone(models.int8)),
     "vllm-default": Peer(
         "vLLM's own server as it comes: the same arguments, no environment",
         "bfloat16",
         lambda models: vllm(models.folder, recipe=False),
     ),
-    "ray-serve-llm": Peer(
-        "ray.serve.llm's OpenAI app, with the engine arguments and environment of `vllm`", "bfloat16", _ray_serve_llm
-    ),
     "llama.cpp": Peer(
         f"llama.cpp's llama-server from PATH, {_SLOTS} slots; it has no W8A8, its nearest is Q8_0",
         "Q8_0 (blocks of 32 in eight bits)",
         _llama_cpp,
+    ),
+    "ray-serve-llm": Peer(
+        "ray.serve.llm's OpenAI app, with the engine arguments and environment of `vllm`", "bfloat16", _ray_serve_llm
     ),
 }
 

@@ -50,7 +50,7 @@ def test_every_peer_says_what_it_computes_in() -> None:
 
 def test_an_unknown_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "peers", "--only", "vlm"]) == 2
-    assert "no peer is called 'vlm'; there are burrstone, burrstone-int8, vllm" in capsys.readouterr().err
+    assert "no peer is called 'vlm'; there are burrstone, vllm, burrstone-int8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
