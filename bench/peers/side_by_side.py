@@ -2,7 +2,7 @@
 
 Two servers that are up at once share the cores even while one of them has nothing to do (Ray's processes never rest), so
 none is up while another is measured. Every second round goes backwards, so that a machine that slows down does not
-always slow the same ones.
+always slow the same ones, and before the first one a load is thrown away.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,30 +63,42 @@ def measure_peers(plan: PeersPlan, say: Callable[[str], None]) -> dict[str, Any]
     """A peer that does not start, or fails a request, is left out, and why is told."""
     skipped = {name: reason for name in plan.names if (reason := missing(name)) is not None}
     names = [name for name in plan.names if name not in skipped]
-    found: Found = {name: {streams: {figure: [] for figure in FIGURES} for streams in REQUESTS} for name in names}
+    found: Found = {name: _nothing() for name in names}
     starts_s: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="burrstone-peers-") as folder:
         models = Models(plan.model, Path(folder), say, plan.gguf)
-        for number in range(plan.rounds):
-            for name in names[:: -1 if number % 2 else 1]:
-                if name in skipped:
-                    continue
-                told = f"round {number + 1} of {plan.rounds}: {name}"
-                try:
-                    launch = PEERS[name].launch(models)
-                    say(f"{told}, starting")
-                    begun_s = time.monotonic()
-                    with running(name, launch, Path(folder) / f"{name}.log") as url:
+        for number, name in _visits(names, plan.rounds):
+            if name in skipped:
+                continue
+            told = f"round {number} of {plan.rounds}: {name}" if number else f"warming up with {name}"
+            into = found[name] if number else _nothing()
+            try:
+                launch = PEERS[name].launch(models)
+                say(f"{told}, starting")
+                begun_s = time.monotonic()
+                with running(name, launch, Path(folder) / f"{name}.log") as url:
+                    if number:
                         starts_s[name].append(time.monotonic() - begun_s)
-                        say(f"{told}, loading")
-                        _load(plan, number, url, found[name])
-                except UsageError as failure:
-                    # One that fails does not take the others' figures along.
-                    say(f"{name} is left out: {failure}")
-                    skipped[name] = str(failure)
-                    del found[name]
+                    say(f"{told}, loading")
+                    _load(plan, number, url, into)
+            except UsageError as failure:
+                # One that fails does not take the others' figures along.
+                say(f"{name} is left out: {failure}")
+                skipped[name] = str(failure)
+                del found[name]
         floors = _floors(models, found, say)
     return summary(plan, found, starts_s, skipped) | {"floor": _reached(found, floors)}
+
+
+def _visits(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round, peer). Round 0 counts for nothing: a machine that had been idle served its first peer a fifth slower."""
+    yield from ((0, name) for name in names[:1])
+    for number in range(1, rounds + 1):
+        yield from ((number, name) for name in names[:: 1 if number % 2 else -1])
+
+
+def _nothing() -> dict[int, dict[str, list[float]]]:
+    return {streams: {figure: [] for figure in FIGURES} for streams in REQUESTS}
 
 
 def _floors(models: Models, names: Container[str], say: Callable[[str], None]) -> dict[str, float]:
