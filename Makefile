@@ -12,7 +12,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve check test conformance soak bench figures quant-oracle lock proto docs clean
+.PHONY: help python setup setup-dev serve check test conformance soak bench figures bench-oracle quant-oracle lock proto docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,7 +47,7 @@ soak: setup-dev ## Long proofs: fuzzing, disconnect storms, memory; RESULTS=file
 	@$(PYTHON) serving/bootstrap.py dev test-models soak
 	$(BIN)/python -m pytest -m soak --timeout 7200 tests/soak $(if $(RESULTS),--results $(RESULTS))
 
-bench: setup ## The headline figures of this machine, into bench/results and the README: under 20 minutes on two cores
+bench: setup ## The headline figures of this machine, into bench/results and the README: about 19 minutes on two cores
 	@$(PYTHON) serving/bootstrap.py peers
 	$(BIN)/burrstone bench peers --out bench/results/peers-$(TODAY).json; test $$? -le 1
 	$(BIN)/burrstone bench features --out bench/results/features-$(TODAY).json; test $$? -le 1
@@ -58,6 +58,9 @@ figures: setup ## Write the README's table from the newest results again
 
 quant-oracle: setup ## Our quantizer beside llm-compressor, in an environment of its own: make quant-oracle [OUT=file]
 	$(BIN)/python tests/quant/oracle/compare.py $(if $(OUT),--out $(OUT))
+
+bench-oracle: setup ## Our load generator beside `vllm bench serve`, about ten minutes: make bench-oracle [OUT=file]
+	$(BIN)/python tests/bench/oracle/compare.py $(if $(OUT),--out $(OUT))
 
 lock: python ## Resolve pyproject.toml's pins again into requirements/*.txt
 	$(PYTHON) requirements/lock.py

@@ -26,6 +26,8 @@ _RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ten times a second, Ray's default, the controller takes 2.4 % of a core from an engine that has use for all of them.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
 }
 # For a Ray of our own. Ray reads the first as "this machine only" and binds its ports to loopback.
 _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
