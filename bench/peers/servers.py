@@ -52,7 +52,8 @@ def running(name: str, launch: Launch, log: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield launch.url
     finally:
-        process.send_signal(signal.SIGINT)
+        # Not SIGINT: whoever is started in a shell's background ignores it, and so do all it starts.
+        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_TIMEOUT_S)
         # What a server leaves behind would share the cores with the next one.

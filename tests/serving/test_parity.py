@@ -159,8 +159,7 @@ def test_there_are_enough_cases() -> None:
 def test_both_wires_answer_the_same(exact_engine: Server, api: str, fields: Json) -> None:
     body = {"model": MODEL} | fields
     with Client(exact_engine.grpc_address) as client:
-        if "tools" in body:  # a prompt of over a cache block: both of those compared are to find it cached
-            over_http(exact_engine, api, body)
+        over_http(exact_engine, api, body)  # both of those compared are to find the same of their prompt cached
         assert plain(over_grpc(client, api, body)) == roughly(plain(over_http(exact_engine, api, body)))
 
 
