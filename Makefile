@@ -7,12 +7,14 @@ GRPC_PORT ?= 9000
 MODEL ?=
 CONFIG ?=
 TODAY := $(shell date +%F)
+# Beside the one in .venv: that of the CUDA lock, and that of stock PyTorch 2.11.
+TRITONS := 3.7.1 3.6.0
 BIN := .venv/bin
 # The repository's folders must not become import names (transformers imports a package called `kernels`).
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve check test conformance soak bench figures bench-oracle quant-oracle lock proto docs clean
+.PHONY: help python setup setup-dev serve check test conformance soak bench figures bench-oracle quant-oracle kernels-check kernels-mutations lock proto docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +64,15 @@ quant-oracle: setup ## Our quantizer beside llm-compressor, in an environment of
 bench-oracle: setup ## Our load generator beside `vllm bench serve`, about ten minutes: make bench-oracle [OUT=file]
 	$(BIN)/python tests/bench/oracle/compare.py $(if $(OUT),--out $(OUT))
 
+kernels-check: setup ## Compile the kernels for every GPU with every Triton that runs them somewhere
+	@for version in $(TRITONS); do test -d .triton/$$version || \
+		$(BIN)/pip install --quiet --no-deps --target .triton/$$version triton==$$version || exit 1; \
+		PYTHONPATH=.triton/$$version $(BIN)/burrstone kernels check || exit 1; done
+	@$(BIN)/burrstone kernels check
+
+kernels-mutations: setup-dev ## Break the kernels in many ways, each of which a test must catch: make kernels-mutations [OUT=file]
+	$(BIN)/python tests/kernels/mutate.py $(if $(OUT),--out $(OUT))
+
 lock: python ## Resolve pyproject.toml's pins again into requirements/*.txt
 	$(PYTHON) requirements/lock.py
 
@@ -72,4 +83,4 @@ docs: setup-dev ## Generate docs/config.md and docs/errors.md again
 	$(BIN)/python -m burrstone.serving.docs docs
 
 clean: ## Remove the environment and caches of this checkout
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .triton *.egg-info

@@ -1,0 +1,77 @@
+"""`burrstone kernels check`: the compile gate over every kernel, build and target, several at once, beside the golden figures."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from burrstone.kernels.gate import TARGETS, compiled, faults
+from burrstone.kernels.registry import KERNELS, builds
+
+# Kernel's build -> target -> figures.
+Figures = dict[str, dict[str, dict[str, Any]]]
+
+
+def golden_file() -> Path:
+    """Of the Triton that runs: another version's registers are others."""
+    return Path(str(files("burrstone.kernels.golden"))) / f"triton-{triton.__version__}.json"
+
+
+def check(say: Callable[[int, int], None], processes: int) -> tuple[dict[str, Any], Figures]:
+    """(what to tell, all figures). say: (done, of all)."""
+    all_builds = [build for _, build in builds()]
+    jobs = [(number, target) for number, build in enumerate(all_builds) for target in build.architectures]
+    figures: Figures = {}
+    failures: list[str] = []
+    with ProcessPoolExecutor(processes) as pool:
+        for done, ((number, target), (found, wrong)) in enumerate(zip(jobs, pool.map(_job, jobs), strict=True), 1):
+            name = all_builds[number].name
+            figures.setdefault(name, {})[target] = found
+            failures += [f"{name} on {target}: {fault}" for fault in wrong]
+            say(done, len(jobs))
+    golden: Figures | None = json.loads(golden_file().read_text()) if golden_file().is_file() else None
+    failures += [] if golden is None else list(differences(golden, figures))
+    told = {
+        "triton": triton.__version__,
+        "kernels": len(KERNELS),
+        "configs": len(all_builds),
+        "targets": list(TARGETS),
+        "compiled": len(jobs),
+        "golden": None if golden is None else golden_file().name,
+        "failures": failures,
+    }
+    return told, figures
+
+
+def differences(golden: Figures, found: Figures) -> Iterator[str]:
+    """A line for each figure that is another one."""
+    for name in sorted({*golden, *found}):
+        for target in sorted({*golden.get(name, ()), *found.get(name, ())}):
+            old, new = golden.get(name, {}).get(target), found.get(name, {}).get(target)
+            if old is None or new is None:
+                yield f"{name} on {target}: {'new' if old is None else 'gone'}; see --update-golden"
+            elif changed := ", ".join(_changes(old, new)):
+                yield f"{name} on {target}: {changed}; see --update-golden"
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted({*old, *new}):
+        was, now = old.get(key, 0), new.get(key, 0)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _changes(was, now)
+        elif was != now:
+            yield f"{prefix}{key} {was} -> {now}"
+
+
+def _job(job: tuple[int, str]) -> tuple[dict[str, Any], list[str]]:
+    number, name = job
+    build, target = [build for _, build in builds()][number], TARGETS[name]
+    try:
+        figures = compiled(build, target)
+    except Exception as error:  # noqa: BLE001  a compiler's errors are of many kinds, each of this build alone
+        return {}, [f"does not compile: {type(error).__name__}: {error}"[:500]]
+    return figures, list(faults(build, target, figures))

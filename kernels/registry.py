@@ -1,0 +1,39 @@
+"""The kernels there are."""
+
+from collections.abc import Iterator
+from types import ModuleType
+
+from burrstone.kernels.builds import Build
+from burrstone.kernels.ops import (
+    attention_kv_int8,
+    gemm_w8a8_decode,
+    gemm_w8a8_prefill,
+    gemm_w8a16,
+    llm_int8,
+    lora,
+    rms_norm_int8,
+    rope_kv_int8,
+    silu_mul_int8,
+)
+
+KERNELS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        rms_norm_int8,
+        silu_mul_int8,
+        gemm_w8a8_decode,
+        gemm_w8a8_prefill,
+        gemm_w8a16,
+        attention_kv_int8,
+        rope_kv_int8,
+        lora,
+        llm_int8,
+    )
+}
+
+
+def builds() -> Iterator[tuple[str, Build]]:
+    """(kernel, build) of every way a kernel is compiled."""
+    for name, module in KERNELS.items():
+        for build in module.builds():
+            yield name, build
