@@ -124,7 +124,10 @@ def _questions(url: str, seed: int) -> list[Record]:
     """One record that nobody has seen before, and questions about it, one after the other."""
     made = GENERATORS["rag"].make(QUESTIONS, 10.0, seed, texts=1, shared=RECORD_TOKENS, own=20, output=16)
     plan = Plan(made.take(np.arange(QUESTIONS)), Terms(models=(MODEL,)), url, concurrency=1, seed=seed)
-    records = asyncio.run(offer(plan)).records
+    offered = asyncio.run(offer(plan))
+    if offered.stopped:
+        raise KeyboardInterrupt
+    records = offered.records
     if failed := [record.error for record in records if record.error is not None]:
         raise UsageError(f"{url}: {failed[0]}")
     return records

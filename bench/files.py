@@ -9,6 +9,15 @@ from burrstone.batching.errors import UsageError
 from burrstone.quant.disk import settle
 
 
+def check_writable(flag: str, file: Path) -> None:
+    """Raises UsageError where a file could not be written, before what it is to hold has been measured."""
+    if file.is_dir():
+        raise UsageError(f"{flag} {file} is a folder; name a file in it")
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{flag} {file} cannot be written: {folder} is no folder that may be written to")
+
+
 @contextlib.contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
     """Where to write what becomes `file` once the body is through; if it fails, what was there before stays. Its folder

@@ -27,6 +27,9 @@ from burrstone.bench.load.record import write_records
 from burrstone.bench.load.summary import parts
 from burrstone.bench.machine import machine
 
+# As a shell says of a command that Ctrl-C ended.
+EXIT_STOPPED = 130
+
 
 def add_parser(kinds: Any) -> None:
     run = kinds.add_parser(
@@ -67,12 +70,16 @@ def _run(arguments: argparse.Namespace) -> int:
     records, summary = offered.records, offered.summary()
     result = {
         **summary,
+        "stopped": offered.stopped,
         "setting": machine() | _setting(arguments, terms, url),
         **parts(records, summary["duration"]),
     }
     tell(result, table(summary), arguments.json)
     if arguments.records is not None:
         write_records(arguments.records, records)
+    if offered.stopped:
+        print("burrstone: stopped; what was under way counts as failed", file=sys.stderr)
+        return EXIT_STOPPED
     return 1 if summary["client_was_bottleneck"] or not summary["completed"] else 0
 
 

@@ -102,6 +102,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.rounds < least:
         why = "" if arguments.at_least is None else ", for an interval of 95 %, which --at-least needs"
         raise UsageError(f"--rounds must be at least {least}{why}; got {arguments.rounds}")
+    if arguments.at_least is not None and not arguments.at_least > 0:
+        raise UsageError(f"--at-least must be above 0, got {arguments.at_least:g}")
+    for server in arguments.servers:
+        if "://" not in server and server not in PEERS:
+            raise UsageError(
+                f"{server}: neither http(s)://host:port nor grpc://host:port, and no server that can be started has that "
+                f"name; there are {', '.join(PEERS)}"
+            )
     traffic = traffic_of(arguments)
     runs: dict[str, list[dict[str, Any]]] = {"A": [], "B": []}
     with Progress() as progress, _reached(arguments.servers, progress.say) as urls:
@@ -145,6 +153,8 @@ def _plan(arguments: argparse.Namespace, traffic: Traffic, server: str) -> Plan:
 def _once(plan: Plan, seed: int) -> dict[str, Any]:
     """Raises UsageError for a run in which nothing was answered."""
     offered = asyncio.run(offer(replace(plan, seed=plan.seed + seed)))
+    if offered.stopped:
+        raise KeyboardInterrupt
     found = offered.summary()
     if not found["completed"]:
         raise UsageError(f"{plan.url} answered nothing: {next(iter(found['errors']))}")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 import secrets
 import shlex
@@ -17,6 +18,7 @@ from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.cli.traffic import TRACE, Traffic
 from burrstone.batching.sim.traffic.workload import evenly
 from burrstone.batching.sim.traffic.workload_types import Workload
+from burrstone.bench.files import check_writable
 from burrstone.bench.load.drive import Terms
 from burrstone.bench.load.streams import base_url
 from burrstone.bench.load.summary import MAX_LATENESS_MS
@@ -25,6 +27,7 @@ from burrstone.bench.stream_client import ROUTES
 
 # More than any client gets through: an answer takes longer.
 _MOST_PER_CLIENT_S = 20.0
+_LEAST_DRAWN = 200
 _JSON_SCHEMA = {
     "type": "object",
     "properties": {
@@ -70,7 +73,15 @@ def add_load_flags(parser: argparse.ArgumentParser, *, url: bool = True, amount:
 
 
 def url_of(arguments: argparse.Namespace) -> str:
-    return arguments.url or ("127.0.0.1:9000" if arguments.grpc else "http://127.0.0.1:8000")
+    """Raises UsageError for an address of the other wire's form."""
+    if arguments.url is None:
+        return "127.0.0.1:9000" if arguments.grpc else "http://127.0.0.1:8000"
+    url = str(arguments.url)
+    if arguments.grpc and "://" in url:
+        raise UsageError(f"{url}: with --grpc an address is host:port, of the server's gRPC port")
+    if not arguments.grpc and not url.startswith(("http://", "https://")):
+        raise UsageError(f"{url}: an address is http(s)://host:port, or host:port of a gRPC server with --grpc")
+    return url
 
 
 def terms_of(arguments: argparse.Namespace, tenants: tuple[str, ...]) -> Terms:
@@ -88,7 +99,16 @@ def terms_of(arguments: argparse.Namespace, tenants: tuple[str, ...]) -> Terms:
 
 
 def traffic_of(arguments: argparse.Namespace) -> Traffic:
-    """What makes the requests, at any rate: a trace is read once. Raises UsageError."""
+    """What makes the requests, at any rate: a trace is read once. Raises UsageError, also for numbers and files that would
+    be found to be wrong only after the load."""
+    for flag, value in (("--seed", arguments.seed), ("--text-seed", arguments.text_seed)):
+        if value is not None and value < 0:
+            raise UsageError(f"{flag} must be at least 0, got {value}")
+    for flag in ("duration_s", "timeout_s", "ttft_s", "tpot_s", "e2e_s"):
+        value = getattr(arguments, flag)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{flag.replace('_', '-')} must be above 0 and finite, got {value:g}")
+    _check_files(arguments)
     name, colon, parameters = arguments.workload.partition(":")
     worded = {"workload": _WORDED.get(name, name) + colon + parameters}
     return Traffic(argparse.Namespace(**vars(arguments) | worded))
@@ -100,8 +120,8 @@ def offered_by(traffic: Traffic, arguments: argparse.Namespace, rate: float | No
     for flag, value in (("--concurrency", concurrency), ("--num-requests", arguments.num_requests)):
         if value is not None and value < 1:
             raise UsageError(f"{flag} must be at least 1, got {value}")
-    if rate is not None and not rate > 0:
-        raise UsageError(f"--rate must be > 0, got {rate:g}")
+    if rate is not None and not 0 < rate < math.inf:
+        raise UsageError(f"--rate must be above 0 and finite, got {rate:g}")
     if concurrency is None or arguments.workload.startswith(TRACE):
         made = traffic.offered(rate, arguments.seed)
     else:
@@ -130,10 +150,20 @@ def _enough(traffic: Traffic, arguments: argparse.Namespace, concurrency: int) -
     wanted = arguments.num_requests
     if wanted is None:
         return traffic.offered(concurrency * _MOST_PER_CLIENT_S, arguments.seed)
-    rate = wanted / arguments.duration_s
+    # At fewer, a workload of programs with many calls each may have none.
+    rate = max(wanted, _LEAST_DRAWN) / arguments.duration_s
     while len(made := traffic.offered(rate, arguments.seed)) < wanted:
         rate *= 2
     return made
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    files = {flag: getattr(arguments, flag, None) for flag in ("json", "records")}
+    for flag, file in files.items():
+        if isinstance(file, Path) and str(file) != "-":
+            check_writable(f"--{flag}", file)
+    if files["json"] is not None and files["json"] == files["records"]:
+        raise UsageError(f"--json and --records both name {files['json']}; give each a file of its own")
 
 
 def command_of(arguments: argparse.Namespace) -> str:

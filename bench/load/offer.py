@@ -11,7 +11,7 @@ import numpy as np
 
 from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.load.drive import Drive, Terms
-from burrstone.bench.load.record import Record
+from burrstone.bench.load.record import NOT_SENT, Record
 from burrstone.bench.load.server_metrics import ServerMetrics, watching
 from burrstone.bench.load.summary import duration_s, summarize
 from burrstone.bench.load.wires import GrpcWire, HttpWire, Wire
@@ -38,11 +38,12 @@ class Plan:
 @dataclass(slots=True)
 class Offered:
     """What became of it. lag_p99_ms: how late this process came to what was due in it, which a closed loop's requests
-    cannot show: their intended time is when it came to them."""
+    cannot show: their intended time is when it came to them. stopped: by Ctrl-C, before its end."""
 
     records: list[Record]
     lag_p99_ms: float
     server: ServerMetrics
+    stopped: bool = False
 
     def summary(self) -> dict[str, Any]:
         """The figures of the run."""
@@ -50,20 +51,37 @@ class Offered:
 
 
 async def offer(plan: Plan, tick: Callable[[Record], None] = lambda _: None, *, watch: bool = False) -> Offered:
-    """Make one run, on the running event loop. watch: also what the server says of itself meanwhile."""
+    """Make one run, on the running event loop. watch: also what the server says of itself meanwhile.
+
+    Cancelled (as by Ctrl-C) after something has ended, it returns what there is; what was under way has failed.
+    """
     raise_open_files_limit()
     clock = _Clock()
     wire: Wire = (GrpcWire if plan.grpc else HttpWire)(plan.url, plan.terms.api, clock.now)
     drive = Drive(plan.workload, plan.terms, wire, clock.now, plan.seed, tick, clock.start)
     try:
         async with _watched(plan, clock, watch) as seen, _lag() as lags_s:
-            if plan.concurrency is None:
-                records = await drive.open_loop()
-            else:
-                records = await drive.closed_loop(plan.concurrency, plan.until_s)
+            stopped = await _stopped(drive, plan)
     finally:
         await wire.close()
-    return Offered(records, _MS * float(np.percentile(lags_s or [0.0], 99)), seen)
+    return Offered(drive.records, _MS * float(np.percentile(lags_s or [0.0], 99)), seen, stopped)
+
+
+async def _stopped(drive: Drive, plan: Plan) -> bool:
+    """Drive the plan to its end; whether it was cancelled before."""
+    try:
+        if plan.concurrency is None:
+            await drive.open_loop()
+        else:
+            await drive.closed_loop(plan.concurrency, plan.until_s)
+    except asyncio.CancelledError:
+        if not any(record.ok for record in drive.records):
+            raise
+        for record in drive.records:
+            if record.error == NOT_SENT:
+                record.error = "stopped"
+        return True
+    return False
 
 
 class _Clock:

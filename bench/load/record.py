@@ -15,6 +15,7 @@ from burrstone.batching.sim.traffic.workload import Slo
 from burrstone.bench.files import whole_file
 
 NO_SLO = Slo()
+NOT_SENT = "not sent"
 
 
 @dataclass(slots=True)
@@ -35,7 +36,7 @@ class Record:
     output_tokens: int = 0
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
-    error: str | None = "not sent"
+    error: str | None = NOT_SENT
 
     @property
     def ok(self) -> bool:

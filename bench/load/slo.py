@@ -33,7 +33,7 @@ def add_parser(kinds: Any) -> None:
         help="find the highest rate that meets the SLOs",
         description=(
             "Offer the workload at one rate after the other (in ever longer steps until the capacity is bracketed, then the "
-            "bracket halved) and find the highest at which the lower end of the 95 %% interval of the attainment is at "
+            "bracket halved) and find the highest at which the lower end of the 95 % interval of the attainment is at "
             "least --attainment. Exit code 1 when the capacity was not found as exactly as --within asks, or the client "
             "itself was the bottleneck."
         ),
@@ -65,6 +65,8 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         with tqdm(total=size, desc=f"{rate:.3g} requests/s", file=sys.stderr, disable=None) as bar:
             runs.append(asyncio.run(offer(plan, lambda _: bar.update())))
+        if runs[-1].stopped:
+            raise KeyboardInterrupt
         records = runs[-1].records
         return sum(record.good for record in records), len(records)
 
@@ -102,8 +104,9 @@ def _table(found: Capacity, within: float) -> str:
         f"{tried.rate:8.3f} requests/s: {tried.good:5} of {tried.offered:5} good, {'' if tried.sustained else 'not '}sustained"
         for tried in found.tried
     ]
-    above = "" if math.isinf(found.failed) else f", less than {found.failed:.3f}"
-    lines.append(f"capacity: {found.sustained:.3f} requests/s{above}")
+    above = "" if math.isinf(found.failed) else f"less than {found.failed:.3f}"
+    least = f"{found.sustained:.3f} requests/s" if found.sustained else "none was sustained"
+    lines.append(f"capacity: {', '.join(filter(None, (least, above)))}")
     if found.ended is not None:
         lines.append(f"the search ended early: {found.ended}")
     elif found.spread > within:

@@ -142,6 +142,8 @@ def _workload(requests: int, input_tokens: int, output_tokens: int) -> Workload:
 def _run(url: str, workload: Workload, streams: int, seed: int) -> dict[str, Any]:
     """Streams that take turns. An answer of another length than asked for would make a tokens/s of something else."""
     offered = asyncio.run(offer(Plan(workload, Terms(models=(MODEL,)), url, concurrency=streams, seed=seed)))
+    if offered.stopped:
+        raise KeyboardInterrupt
     for record in offered.records:
         asked = int(workload.output_tokens[record.number])
         if record.error is not None or record.output_tokens != asked:

@@ -32,6 +32,7 @@ from burrstone.bench.report.sections import (
     setting_section,
     tenants_section,
     timeline_section,
+    verdict,
 )
 from burrstone.bench.report.timeline import timeline_drawings
 
@@ -120,8 +121,9 @@ def _lead(results: Results) -> str:
     for compare in results.compares:
         row = compare.result.get("output_throughput", {"ratio": None})
         if row["ratio"] is not None:
-            ratio = f"{row['ratio']:.3f} times A's output tokens/s ({row['low']:.3f} to {row['high']:.3f})"
-            said.append(f"{compare.name}: B makes {ratio}.")
+            ratio = f"{row['ratio']:.3f} times A's output tokens/s ({row['low']:.3f} to {row['high']:.3f}"
+            shown = verdict(row, more_is_better=True)
+            said.append(f"{compare.name}: {shown}; B makes {ratio}, {compare.interval}).")
     said += [
         f"{judged.name}: {judged.num_met} of {len(judged.rows)} goals met."
         for judged in (*results.peers, *results.features)

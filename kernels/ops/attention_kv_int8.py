@@ -21,7 +21,7 @@ from burrstone.kernels.floats import narrow, operand, operand_of_int8
 from burrstone.kernels.kv_cache import KVCache, read
 from burrstone.kernels.library import arch_of, register
 from burrstone.kernels.select import ARCHITECTURES, MULTIPROCESSORS
-from burrstone.kernels.tall import arrives_last
+from burrstone.kernels.tall import Workspace, arrives_last
 
 NAME = "attention_kv_int8"
 # Tensor cores take 16 rows: heads that share a KV head are packed into them.
@@ -136,7 +136,7 @@ def attention_kv_int8(
     softmax_scale: float,
     *,
     out: Tensor | None = None,
-    workspace: tuple[Tensor, Tensor] | None = None,
+    workspace: Workspace | None = None,
 ) -> Tensor:
     """[sequences, heads, head_dim] of the query's type.
 
@@ -146,19 +146,19 @@ def attention_kv_int8(
     """
     sequences, heads, head_dim = query.shape
     out = torch.empty(sequences, heads, head_dim, dtype=query.dtype, device=query.device) if out is None else out
-    parts, arrivals = workspace_for(query, cache.keys, tables) if workspace is None else workspace
-    _op(out, query, *cache.tensors, tables, lengths, softmax_scale, parts, arrivals)
+    workspace = workspace_for(query, cache.keys, tables) if workspace is None else workspace
+    _op(out, query, *cache.tensors, tables, lengths, softmax_scale, workspace.parts, workspace.arrivals)
     return out
 
 
-def workspace_for(query: Tensor, keys: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
-    """(parts, arrivals) of one launch; of several, in turns, take the largest."""
+def workspace_for(query: Tensor, keys: Tensor, tables: Tensor) -> Workspace:
+    """Enough for one launch; for several, in turns, take the largest."""
     sequences, heads, head_dim = query.shape
     kv_heads = keys.shape[1]
     splits = _splits(query, keys, tables)
     part = _group_rows(heads // kv_heads) * (triton.next_power_of_2(head_dim) + 2)
     parts = sequences * kv_heads * splits * part if splits > 1 else 0
-    return (
+    return Workspace(
         torch.empty(parts, dtype=torch.float32, device=query.device),
         torch.zeros(sequences * kv_heads, dtype=torch.int32, device=query.device),
     )

@@ -14,6 +14,7 @@ from burrstone.serving.config import EMBEDDED_MODEL, ConfigError, ServeConfig
 from burrstone.serving.engine.models import embedded_model
 
 EXIT_CONFIG = 2
+EXIT_STOPPED = 130
 # Rooms that serving knows nothing of add their commands through entry points of this group.
 COMMANDS_GROUP = "burrstone.commands"
 
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad configuration or usage."""
+    """Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 130 stopped by Ctrl-C."""
     given = sys.argv[1:] if argv is None else argv
     arguments, unknown = build_parser().parse_known_args(given)
     arguments.command_line = shlex.join(["burrstone", *given])
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"burrstone: {error}", file=sys.stderr)
         return EXIT_CONFIG
+    except KeyboardInterrupt:
+        print("burrstone: stopped", file=sys.stderr)
+        return EXIT_STOPPED
     return code
 
 

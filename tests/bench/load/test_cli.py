@@ -1,12 +1,18 @@
 """`burrstone bench run` against a server: what is printed and written, and what is refused."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_models import CACHE
 from tokenizers import Tokenizer
+from waiting import wait_until
 
 from burrstone.bench.load.offer import Offered
 from burrstone.bench.load.prompts import WORDS
@@ -114,7 +120,17 @@ def test_each_workload_is_offered(scripted: Server, workload: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--rate", "0"), "--rate must be > 0, got 0"),
+        (("--rate", "0"), "--rate must be above 0 and finite, got 0"),
+        (("--rate", "inf"), "--rate must be above 0 and finite, got inf"),
+        (("--seed", "-1"), "--seed must be at least 0, got -1"),
+        (("--duration-s", "-5"), "--duration-s must be above 0 and finite, got -5"),
+        (("--timeout-s", "0"), "--timeout-s must be above 0 and finite, got 0"),
+        (("--ttft-s", "-1"), "--ttft-s must be above 0 and finite, got -1"),
+        (("--json", "/"), "--json / is a folder; name a file in it"),
+        (("--records", f"{__file__}/records"), "is no folder that may be written to"),
+        (("--json", "/tmp/x", "--records", "/tmp/x"), "--json and --records both name /tmp/x"),
+        (("--url", "localhost:8000"), "localhost:8000: an address is http(s)://host:port"),
+        (("--grpc",), "with --grpc an address is host:port, of the server's gRPC port"),
         (("--concurrency", "0"), "--concurrency must be at least 1, got 0"),
         (("--num-requests", "0"), "--num-requests must be at least 1, got 0"),
         (("--workload", "chatt"), "did you mean chat?"),
@@ -127,6 +143,38 @@ def test_what_cannot_be_offered_is_refused(
 ) -> None:
     assert run(scripted, *flags) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_run_of_programs_may_be_short(scripted: Server, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    flags = ("--workload", "agent", "--concurrency", "1", "--num-requests", "2", "--json", str(out))
+    assert run(scripted, *flags) in (0, 1)
+    assert json.loads(out.read_text())["offered"] == 2
+
+
+def test_a_run_that_is_stopped_keeps_what_it_has(scripted: Server, tmp_path: Path) -> None:
+    out, records = tmp_path / "out.json", tmp_path / "records.jsonl"
+    # A shell's background lets all that is started there ignore Ctrl-C.
+    heeding = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    heeding += "from burrstone.serving.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", heeding, "bench", "run", "--url", scripted.url]
+    command += ["--workload", "fixed:input=8,output=4", "--rate", "20", "--duration-s", "300"]
+    process = subprocess.Popen([*command, "--json", str(out), "--records", str(records)], stderr=subprocess.PIPE)
+    served = _answers(scripted)
+    wait_until(lambda: _answers(scripted) > served + 10)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "burrstone: stopped; what was under way counts as failed" in told.decode()
+    found = json.loads(out.read_text())
+    assert found["stopped"] and found["completed"] >= 10 and set(found["errors"]) <= {"", "stopped"}
+    assert len(records.read_text().splitlines()) == found["offered"]
+
+
+def _answers(server: Server) -> float:
+    with urllib.request.urlopen(f"{server.url}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if re.match("burrstone_requests_total.*chat", line))
 
 
 def test_where_nobody_listens_the_fix_is_told(capsys: Capture) -> None:

@@ -99,8 +99,14 @@ def test_one_server_over_both_wires(scripted: Server, tmp_path: Path, capsys: py
         (("--rounds", "1"), "--rounds must be at least 2"),
         (("--rounds", "3", "--at-least", "0.9"), "--rounds must be at least 6, for an interval of 95 %"),
         ((), "no list of models"),
+        (("--at-least", "-1"), "--at-least must be above 0, got -1"),
     ],
 )
 def test_what_cannot_be_compared(flags: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "compare", "http://127.0.0.1:9", "http://127.0.0.1:9", *flags]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_name_that_no_server_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "compare", "vlm", "burrstone"]) == 2
+    assert "no server that can be started has that name; there are burrstone, vllm" in capsys.readouterr().err
