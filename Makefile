@@ -17,7 +17,7 @@ export PYTHONSAFEPATH := 1
 .PHONY: help python setup setup-dev serve check test conformance soak bench figures bench-oracle quant-oracle kernels-check kernels-mutations lock proto docs clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: python ## Create .venv with the stack for this machine
 	@$(PYTHON) serving/bootstrap.py

@@ -21,6 +21,7 @@ ARROWS = {
 # Part of the tree -> what it does without, anywhere in its own sources.
 WITHOUT = {
     "burrstone.batching": {"torch", "triton", "vllm", "ray"},
+    "burrstone.kernels": {"vllm", "ray", "transformers"},
     "burrstone.serving.edges": {"torch", "vllm", "ray"},
     "burrstone.serving.api": {"torch", "vllm", "ray"},
 }
