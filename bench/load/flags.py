@@ -162,6 +162,8 @@ def _check_files(arguments: argparse.Namespace) -> None:
     for flag, file in files.items():
         if isinstance(file, Path) and str(file) != "-":
             check_writable(f"--{flag}", file)
+    if str(files["records"]) == "-":
+        raise UsageError("--records takes a file; stdout is the result's alone")
     if files["json"] is not None and files["json"] == files["records"]:
         raise UsageError(f"--json and --records both name {files['json']}; give each a file of its own")
 

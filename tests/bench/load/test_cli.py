@@ -128,6 +128,7 @@ def test_each_workload_is_offered(scripted: Server, workload: str, tmp_path: Pat
         (("--ttft-s", "-1"), "--ttft-s must be above 0 and finite, got -1"),
         (("--json", "/"), "--json / is a folder; name a file in it"),
         (("--records", f"{__file__}/records"), "is no folder that may be written to"),
+        (("--records", "-"), "--records takes a file"),
         (("--json", "/tmp/x", "--records", "/tmp/x"), "--json and --records both name /tmp/x"),
         (("--url", "localhost:8000"), "localhost:8000: an address is http(s)://host:port"),
         (("--grpc",), "with --grpc an address is host:port, of the server's gRPC port"),
