@@ -3,7 +3,6 @@
 The plain server is loaded twice a round; how far it is from itself is the noise.
 """
 
-import asyncio
 import http.client
 import json
 import statistics
@@ -18,7 +17,7 @@ import numpy as np
 from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.cli.traffic import GENERATORS
 from burrstone.bench.load.drive import Terms
-from burrstone.bench.load.offer import Plan, offer
+from burrstone.bench.load.offer import Plan, offer_whole
 from burrstone.bench.load.prompts import WORDS
 from burrstone.bench.load.record import Record
 from burrstone.bench.machine import machine
@@ -124,10 +123,7 @@ def _questions(url: str, seed: int) -> list[Record]:
     """One record that nobody has seen before, and questions about it, one after the other."""
     made = GENERATORS["rag"].make(QUESTIONS, 10.0, seed, texts=1, shared=RECORD_TOKENS, own=20, output=16)
     plan = Plan(made.take(np.arange(QUESTIONS)), Terms(models=(MODEL,)), url, concurrency=1, seed=seed)
-    offered = asyncio.run(offer(plan))
-    if offered.stopped:
-        raise KeyboardInterrupt
-    records = offered.records
+    records = offer_whole(plan).records
     if failed := [record.error for record in records if record.error is not None]:
         raise UsageError(f"{url}: {failed[0]}")
     return records

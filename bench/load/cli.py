@@ -26,9 +26,7 @@ from burrstone.bench.load.offer import Plan, offer
 from burrstone.bench.load.record import write_records
 from burrstone.bench.load.summary import parts
 from burrstone.bench.machine import machine
-
-# As a shell says of a command that Ctrl-C ended.
-EXIT_STOPPED = 130
+from burrstone.serving.cli.main import EXIT_STOPPED
 
 
 def add_parser(kinds: Any) -> None:

@@ -5,7 +5,6 @@ bootstrap over rounds.
 """
 
 import argparse
-import asyncio
 import contextlib
 import statistics
 import tempfile
@@ -29,7 +28,7 @@ from burrstone.bench.load.flags import (
     until_s,
     without_password,
 )
-from burrstone.bench.load.offer import Plan, offer
+from burrstone.bench.load.offer import Plan, offer_whole
 from burrstone.bench.machine import machine
 from burrstone.bench.peers.models import Models
 from burrstone.bench.peers.servers import all_running
@@ -152,9 +151,7 @@ def _plan(arguments: argparse.Namespace, traffic: Traffic, server: str) -> Plan:
 
 def _once(plan: Plan, seed: int) -> dict[str, Any]:
     """Raises UsageError for a run in which nothing was answered."""
-    offered = asyncio.run(offer(replace(plan, seed=plan.seed + seed)))
-    if offered.stopped:
-        raise KeyboardInterrupt
+    offered = offer_whole(replace(plan, seed=plan.seed + seed))
     found = offered.summary()
     if not found["completed"]:
         raise UsageError(f"{plan.url} answered nothing: {next(iter(found['errors']))}")

@@ -67,6 +67,15 @@ async def offer(plan: Plan, tick: Callable[[Record], None] = lambda _: None, *, 
     return Offered(drive.records, _MS * float(np.percentile(lags_s or [0.0], 99)), seen, stopped)
 
 
+def offer_whole(plan: Plan, tick: Callable[[Record], None] = lambda _: None) -> Offered:
+    """Make one run, on an event loop of its own, for whoever has no use for a part of one: raises KeyboardInterrupt when it
+    is stopped."""
+    offered = asyncio.run(offer(plan, tick))
+    if offered.stopped:
+        raise KeyboardInterrupt
+    return offered
+
+
 async def _stopped(drive: Drive, plan: Plan) -> bool:
     """Drive the plan to its end; whether it was cancelled before."""
     try:

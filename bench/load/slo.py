@@ -1,7 +1,6 @@
 """`burrstone bench slo`: the highest rate that a server sustains within its SLOs."""
 
 import argparse
-import asyncio
 import math
 import sys
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from burrstone.bench.load.flags import (
     url_of,
     without_password,
 )
-from burrstone.bench.load.offer import Offered, Plan, offer
+from burrstone.bench.load.offer import Offered, Plan, offer_whole
 from burrstone.bench.load.summary import MAX_LATENESS_MS, lateness_p99_ms
 from burrstone.bench.machine import machine
 
@@ -64,9 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 f"all were good; make {'--num-requests larger' if arguments.num_requests else '--duration-s longer'}"
             )
         with tqdm(total=size, desc=f"{rate:.3g} requests/s", file=sys.stderr, disable=None) as bar:
-            runs.append(asyncio.run(offer(plan, lambda _: bar.update())))
-        if runs[-1].stopped:
-            raise KeyboardInterrupt
+            runs.append(offer_whole(plan, lambda _: bar.update()))
         records = runs[-1].records
         return sum(record.good for record in records), len(records)
 

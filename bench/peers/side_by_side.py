@@ -5,7 +5,6 @@ none is up while another is measured. Every second round goes backwards, so that
 always slow the same ones, and before the first one a load is thrown away.
 """
 
-import asyncio
 import itertools
 import statistics
 import tempfile
@@ -21,7 +20,7 @@ from burrstone.batching.errors import UsageError
 from burrstone.batching.sim.cli.traffic import GENERATORS
 from burrstone.batching.sim.traffic.workload_types import Workload
 from burrstone.bench.load.drive import Terms
-from burrstone.bench.load.offer import Plan, offer
+from burrstone.bench.load.offer import Plan, offer_whole
 from burrstone.bench.machine import machine
 from burrstone.bench.peers.floor import read_bytes_per_s, weight_bytes_per_token
 from burrstone.bench.peers.models import Models
@@ -141,9 +140,7 @@ def _workload(requests: int, input_tokens: int, output_tokens: int) -> Workload:
 
 def _run(url: str, workload: Workload, streams: int, seed: int) -> dict[str, Any]:
     """Streams that take turns. An answer of another length than asked for would make a tokens/s of something else."""
-    offered = asyncio.run(offer(Plan(workload, Terms(models=(MODEL,)), url, concurrency=streams, seed=seed)))
-    if offered.stopped:
-        raise KeyboardInterrupt
+    offered = offer_whole(Plan(workload, Terms(models=(MODEL,)), url, concurrency=streams, seed=seed))
     for record in offered.records:
         asked = int(workload.output_tokens[record.number])
         if record.error is not None or record.output_tokens != asked:

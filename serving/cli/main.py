@@ -14,7 +14,7 @@ from burrstone.serving.config import EMBEDDED_MODEL, ConfigError, ServeConfig
 from burrstone.serving.engine.models import embedded_model
 
 EXIT_CONFIG = 2
-EXIT_STOPPED = 130
+EXIT_STOPPED = 130  # as a shell says of a command that Ctrl-C ended
 # Rooms that serving knows nothing of add their commands through entry points of this group.
 COMMANDS_GROUP = "burrstone.commands"
 
