@@ -1,9 +1,10 @@
 """How a kernel is compiled: what a launch and the compile gate agree on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import triton
 from triton.runtime.jit import JITFunction
 
 from burrstone.kernels.select import ARCHITECTURES, Tile, select, tuned_rows
@@ -30,9 +31,44 @@ class Build:
     max_registers: int = 255
 
 
-def block_above(n: int) -> int:
-    """The least power of two that holds n."""
-    return 1 << max(0, n - 1).bit_length()
+def row_warps(n: int) -> int:
+    """For kernels that hold a row of n values in registers: 16 values a thread, and more where rows need more than 16 warps."""
+    return max(1, min(16, triton.next_power_of_2(n) // 512))
+
+
+def product_builds(
+    name: str, kernel: JITFunction[Any], pointers: Callable[[str], Mapping[str, str]]
+) -> Iterator[Build]:
+    """Those of a product for few tokens. pointers: argument -> type, but the bias's, for a model's type."""
+    for arch, tile in tiles(name, (1, 64)):
+        yield _product_build(name, kernel, "bf16", pointers("bf16"), arch, tile, has_bias=False, k=4096)
+        if tile.block_m == 16:
+            yield _product_build(name, kernel, "fp16", pointers("fp16"), arch, tile, has_bias=True, k=4096 + 16)
+
+
+def _product_build(
+    name: str,
+    kernel: JITFunction[Any],
+    dtype: str,
+    pointers: Mapping[str, str],
+    arch: str,
+    tile: Tile,
+    *,
+    has_bias: bool,
+    k: int,
+) -> Build:
+    types = {**pointers, "arrivals_ptr": "*i32"} | ({"bias_ptr": f"*{dtype}"} if has_bias else {})
+    return Build(
+        name=f"{name} {dtype} {tile.told}{' bias' if has_bias else ''}{'' if k % tile.block_k == 0 else ' odd k'}",
+        kernel=kernel,
+        types=types | {"tokens": "i32", "n": "i32", "k": "i32"},
+        constants=tile.constants(k) | {"HAS_BIAS": has_bias} | ({} if has_bias else {"bias_ptr": None}),
+        aligned=frozenset({*types, "n", "k"}),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        architectures=(arch,),
+        tensor_cores=True,
+    )
 
 
 def tiles(kernel: str, ms: Sequence[int]) -> Iterator[tuple[str, Tile]]:

@@ -1,13 +1,15 @@
 """`burrstone kernels check`: the compile gate over every kernel, build and target, several at once, beside the golden figures."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import triton
+from tqdm import tqdm
 
 from burrstone.kernels.gate import TARGETS, compiled, faults
 from burrstone.kernels.registry import KERNELS, builds
@@ -21,24 +23,23 @@ def golden_file() -> Path:
     return Path(str(files("burrstone.kernels.golden"))) / f"triton-{triton.__version__}.json"
 
 
-def check(say: Callable[[int, int], None], processes: int) -> tuple[dict[str, Any], Figures]:
-    """(what to tell, all figures). say: (done, of all)."""
-    all_builds = [build for _, build in builds()]
-    jobs = [(number, target) for number, build in enumerate(all_builds) for target in build.architectures]
+def check(processes: int) -> tuple[dict[str, Any], Figures]:
+    """(what to tell, all figures)."""
+    jobs = [(number, target) for number, build in enumerate(builds()) for target in build.architectures]
     figures: Figures = {}
     failures: list[str] = []
     with ProcessPoolExecutor(processes) as pool:
-        for done, ((number, target), (found, wrong)) in enumerate(zip(jobs, pool.map(_job, jobs), strict=True), 1):
-            name = all_builds[number].name
+        done = tqdm(pool.map(_job, jobs), total=len(jobs), unit="build", file=sys.stderr, disable=None)
+        for (number, target), (found, wrong) in zip(jobs, done, strict=True):
+            name = builds()[number].name
             figures.setdefault(name, {})[target] = found
             failures += [f"{name} on {target}: {fault}" for fault in wrong]
-            say(done, len(jobs))
     golden: Figures | None = json.loads(golden_file().read_text()) if golden_file().is_file() else None
     failures += [] if golden is None else list(differences(golden, figures))
     told = {
         "triton": triton.__version__,
         "kernels": len(KERNELS),
-        "configs": len(all_builds),
+        "configs": len(builds()),
         "targets": list(TARGETS),
         "compiled": len(jobs),
         "golden": None if golden is None else golden_file().name,
@@ -58,18 +59,18 @@ def differences(golden: Figures, found: Figures) -> Iterator[str]:
                 yield f"{name} on {target}: {changed}; see --update-golden"
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key in sorted({*old, *new}):
         was, now = old.get(key, 0), new.get(key, 0)
         if isinstance(was, dict) and isinstance(now, dict):
             yield from _changes(was, now)
         elif was != now:
-            yield f"{prefix}{key} {was} -> {now}"
+            yield f"{key} {was} -> {now}"
 
 
 def _job(job: tuple[int, str]) -> tuple[dict[str, Any], list[str]]:
     number, name = job
-    build, target = [build for _, build in builds()][number], TARGETS[name]
+    build, target = builds()[number], TARGETS[name]
     try:
         figures = compiled(build, target)
     except Exception as error:  # noqa: BLE001  a compiler's errors are of many kinds, each of this build alone

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 from typing import Any
 
 _DESCRIPTION = """\
@@ -53,11 +52,7 @@ def _check(arguments: argparse.Namespace) -> int:
     os.environ.pop("TRITON_INTERPRET", None)
     from burrstone.kernels.check import check, golden_file
 
-    def say(done: int, jobs: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done} of {jobs} compiled", end="" if done < jobs else "\n", file=sys.stderr, flush=True)
-
-    told, figures = check(say, max(1, arguments.processes))
+    told, figures = check(max(1, arguments.processes))
     if arguments.update_golden:
         golden_file().write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
         told["failures"] = [failure for failure in told["failures"] if "--update-golden" not in failure]

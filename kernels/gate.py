@@ -21,8 +21,8 @@ from triton.compiler import ASTSource
 from burrstone.kernels.builds import Build
 
 _CUOBJDUMP = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
-_INSTRUCTIONS = ("UTCIMMA", "IGMMA", "HGMMA", "UTCHMMA", "IMMA", "HMMA", "UTMALDG", "LDGSTS", "I2F")
-_TENSOR_CORES = re.compile(r"\b(UTCIMMA|IGMMA|HGMMA|UTCHMMA|IMMA|HMMA|v_mfma\w*)\b")
+_TENSOR_CORES = ("UTCIMMA", "IGMMA", "HGMMA", "UTCHMMA", "IMMA", "HMMA")
+_INSTRUCTIONS = (*_TENSOR_CORES, "UTMALDG", "LDGSTS", "I2F")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def faults(build: Build, target: Target, figures: dict[str, Any]) -> Iterator[st
         yield f"{figures['shared_bytes']} bytes of shared memory, of {target.shared_bytes}"
     if figures["threads"] > target.max_threads:
         yield f"{figures['threads']} threads, of {target.max_threads}"
-    if build.tensor_cores and not any(_TENSOR_CORES.match(name) for name in figures["instructions"]):
+    if build.tensor_cores and not {*_TENSOR_CORES, "v_mfma"} & figures["instructions"].keys():
         yield "no tensor-core instruction"
     if figures["byte_loads"]:
         yield f"{figures['byte_loads']} loads of single bytes"

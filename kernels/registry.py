@@ -1,6 +1,6 @@
 """The kernels there are."""
 
-from collections.abc import Iterator
+import functools
 from types import ModuleType
 
 from burrstone.kernels.builds import Build
@@ -32,8 +32,7 @@ KERNELS: dict[str, ModuleType] = {
 }
 
 
-def builds() -> Iterator[tuple[str, Build]]:
-    """(kernel, build) of every way a kernel is compiled."""
-    for name, module in KERNELS.items():
-        for build in module.builds():
-            yield name, build
+@functools.cache
+def builds() -> tuple[Build, ...]:
+    """Every way a kernel is compiled."""
+    return tuple(build for module in KERNELS.values() for build in module.builds())

@@ -53,3 +53,8 @@ def quantize_rows(y: Tensor) -> tuple[Tensor, Tensor]:
     scales = (absmax / QMAX).clamp(min=SCALE_FLOOR)
     ratios = torch.where(finite[..., None], y / scales[..., None], 0.0)
     return ratios.round().clamp(-QMAX, QMAX).to(torch.int8), torch.where(finite, scales, torch.nan)
+
+
+def int8_product(a: Tensor, a_scales: Tensor, weight: Tensor, weight_scales: Tensor) -> Tensor:
+    """The reference. float32 [tokens, n] of int8 [tokens, k] and [n, k], whose sums of products are exact in float64."""
+    return (a.double() @ weight.double().T).float() * a_scales[:, None] * weight_scales[None, :]

@@ -14,7 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from burrstone.kernels.floats import narrow, operand, operand_of_int8
-from burrstone.kernels.select import Tile
+from burrstone.kernels.library import arch_of
+from burrstone.kernels.select import Tile, select
+
+# More are a matter of arithmetic, not of reading weights.
+MAX_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,13 @@ class Workspace:
 
     parts: Tensor
     arrivals: Tensor
+
+    @classmethod
+    def chosen(
+        cls, kernel: str, device: torch.device, m: int, n: int, k: int, dtype: torch.dtype = torch.int32
+    ) -> "Workspace":
+        """Enough for one of this kernel's products there; for several, in turns, take the largest. dtype: of the sums."""
+        return cls.of(select(kernel, arch_of(device), max(1, m), n, k).tile, m, n, dtype, device)
 
     @classmethod
     def of(cls, tile: Tile, m: int, n: int, dtype: torch.dtype, device: torch.device) -> "Workspace":

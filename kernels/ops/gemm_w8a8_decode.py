@@ -13,13 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from burrstone.kernels.builds import Build, tiles
+from burrstone.kernels.builds import Build, product_builds
 from burrstone.kernels.library import arch_of, register
+from burrstone.kernels.rows import int8_product
 from burrstone.kernels.select import Tile, select
-from burrstone.kernels.tall import Workspace, finish, place, product, together
+from burrstone.kernels.tall import MAX_TOKENS, Workspace, finish, place, product, together
 
 NAME = "gemm_w8a8_decode"
-MAX_TOKENS = 64
 
 
 @triton.jit
@@ -79,8 +79,7 @@ def gemm_w8a8_decode(
 
 def workspace_for(device: torch.device, tokens: int, n: int, k: int) -> Workspace:
     """Enough for one product; for several, in turns, take the largest."""
-    tile = select(NAME, arch_of(device), max(1, tokens), n, k).tile
-    return Workspace.of(tile, tokens, n, torch.int32, device)
+    return Workspace.chosen(NAME, device, tokens, n, k)
 
 
 def launch(
@@ -128,33 +127,17 @@ def reference(
     _parts: Tensor,
     _arrivals: Tensor,
 ) -> None:
-    # Sums of products of int8 are exact in float64.
-    y = (a.double() @ weight.double().T).float() * a_scales[:, None] * weight_scales[None, :]
+    y = int8_product(a, a_scales, weight, weight_scales)
     out.copy_(y if bias is None else y + bias.float())
 
 
 def builds() -> Iterator[Build]:
-    for arch, tile in tiles(NAME, (1, 64)):
-        yield _build("bf16", arch, tile, has_bias=False, k=4096)
-        if tile.block_m == 16:
-            yield _build("fp16", arch, tile, has_bias=True, k=4096 + 16)
+    return product_builds(NAME, gemm_w8a8_decode_kernel, _pointers)
 
 
-def _build(dtype: str, arch: str, tile: Tile, *, has_bias: bool, k: int) -> Build:
+def _pointers(dtype: str) -> dict[str, str]:
     pointers = {"out_ptr": f"*{dtype}", "a_ptr": "*i8", "a_scales_ptr": "*fp32", "weight_ptr": "*i8"}
-    pointers |= {"weight_scales_ptr": "*fp32", "parts_ptr": "*i32", "arrivals_ptr": "*i32"}
-    pointers |= {"bias_ptr": f"*{dtype}"} if has_bias else {}
-    return Build(
-        name=f"{NAME} {dtype} {tile.told}{' bias' if has_bias else ''}{'' if k % tile.block_k == 0 else ' odd k'}",
-        kernel=gemm_w8a8_decode_kernel,
-        types=pointers | {"tokens": "i32", "n": "i32", "k": "i32"},
-        constants=tile.constants(k) | {"HAS_BIAS": has_bias} | ({} if has_bias else {"bias_ptr": None}),
-        aligned=frozenset({*pointers, "n", "k"}),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        architectures=(arch,),
-        tensor_cores=True,
-    )
+    return pointers | {"weight_scales_ptr": "*fp32", "parts_ptr": "*i32"}
 
 
 def _refused(

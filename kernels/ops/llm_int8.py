@@ -13,15 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from burrstone.kernels.builds import Build, block_above, tiles
+from burrstone.kernels.builds import Build, row_warps, tiles
 from burrstone.kernels.floats import operand
 from burrstone.kernels.library import arch_of, register
-from burrstone.kernels.rows import QMAX, SCALE_FLOOR, quantized, scale_of, top_bits
+from burrstone.kernels.rows import int8_product, quantize_rows, quantized, scale_of, top_bits
 from burrstone.kernels.select import Tile, select
-from burrstone.kernels.tall import Workspace, finish, place, product, together
+from burrstone.kernels.tall import MAX_TOKENS, Workspace, finish, place, product, together
 
 NAME = "llm_int8"
-MAX_TOKENS = 64
 MAX_OUTLIERS = 64
 MAX_K = 32768
 
@@ -124,8 +123,7 @@ def llm_int8(
 
 def workspace_for(device: torch.device, tokens: int, n: int, k: int) -> Workspace:
     """Enough for one product; for several, in turns, take the largest."""
-    tile = select(NAME, arch_of(device), max(1, tokens), n, k).tile
-    return Workspace.of(tile, tokens, n, torch.int32, device)
+    return Workspace.chosen(NAME, device, tokens, n, k)
 
 
 def launch(
@@ -147,10 +145,8 @@ def launch(
     n = weight.shape[0]
     if not tokens or not n:
         return
-    block = block_above(k)
-    llm_int8_rows_kernel[(tokens,)](
-        rounded, scales, x, is_outlier, x.stride(0), k, BLOCK=block, num_warps=_num_warps(k)
-    )
+    block = triton.next_power_of_2(k)
+    llm_int8_rows_kernel[(tokens,)](rounded, scales, x, is_outlier, x.stride(0), k, BLOCK=block, num_warps=row_warps(k))
     tile = select(NAME, arch_of(x.device), tokens, n, k).tile if tile is None else tile
     llm_int8_product_kernel[(tile.count(tokens, n), tile.splits)](
         out,
@@ -192,9 +188,9 @@ def reference(
     _arrivals: Tensor,
 ) -> None:
     kept = torch.where(is_outlier.bool(), 0.0, x.float())
-    scales.copy_((kept.abs().amax(dim=-1) / QMAX).clamp(min=SCALE_FLOOR))
-    rounded.copy_((kept / scales[:, None]).round())
-    y = (rounded.double() @ weight.double().T).float() * scales[:, None] * weight_scales[None, :]
+    for given, found in zip((rounded, scales), quantize_rows(kept), strict=True):
+        given.copy_(found)
+    y = int8_product(rounded, scales, weight, weight_scales)
     y += x[:, outliers.long()].float() @ outlier_weight.float().T
     out.copy_(y if bias is None else y + bias.float())
 
@@ -206,9 +202,9 @@ def builds() -> Iterator[Build]:
             name=f"{NAME} rows bf16 {k}",
             kernel=llm_int8_rows_kernel,
             types=pointers | {"x_stride": "i32", "k": "i32"},
-            constants={"BLOCK": block_above(k)},
+            constants={"BLOCK": triton.next_power_of_2(k)},
             aligned=frozenset({*pointers, "x_stride", "k"}),
-            num_warps=_num_warps(k),
+            num_warps=row_warps(k),
         )
     for arch, tile in tiles(NAME, (1, 64)):
         pointers = {"out_ptr": "*bf16", "a_ptr": "*i8", "a_scales_ptr": "*fp32", "weight_ptr": "*i8"}
@@ -230,10 +226,6 @@ def builds() -> Iterator[Build]:
             architectures=(arch,),
             tensor_cores=True,
         )
-
-
-def _num_warps(k: int) -> int:
-    return max(1, min(16, block_above(k) // 512))
 
 
 def _refused(

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from burrstone.kernels.builds import Build, block_above
+from burrstone.kernels.builds import Build, row_warps
 from burrstone.kernels.floats import narrow
 from burrstone.kernels.library import register
 from burrstone.kernels.rows import quantize_rows, quantized, scale_of, top_bits
@@ -95,8 +95,8 @@ def launch(out: Tensor, scales: Tensor, x: Tensor, weight: Tensor, eps: float, r
             x.stride(0),
             eps,
             HAS_RESIDUAL=residual is not None,
-            BLOCK=block_above(n),
-            num_warps=_num_warps(n),
+            BLOCK=triton.next_power_of_2(n),
+            num_warps=row_warps(n),
         )
 
 
@@ -118,15 +118,11 @@ def builds() -> Iterator[Build]:
             kernel=rms_norm_int8_kernel,
             types={"out_ptr": "*i8", "scales_ptr": "*fp32", **pointers}
             | {"hidden": "i32", "x_stride": "i32", "eps": "fp32"},
-            constants={"HAS_RESIDUAL": has_residual, "BLOCK": block_above(n)}
+            constants={"HAS_RESIDUAL": has_residual, "BLOCK": triton.next_power_of_2(n)}
             | ({} if has_residual else {"residual_ptr": None}),
             aligned=frozenset({"out_ptr", "scales_ptr", "hidden", "x_stride", *pointers}),
-            num_warps=_num_warps(n),
+            num_warps=row_warps(n),
         )
-
-
-def _num_warps(n: int) -> int:
-    return max(1, min(16, block_above(n) // 512))
 
 
 def _refused(

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from burrstone.kernels.builds import Build, block_above
+from burrstone.kernels.builds import Build, row_warps
 from burrstone.kernels.library import register
 from burrstone.kernels.rows import quantize_rows, quantized, scale_of, top_bits
 
@@ -49,7 +49,9 @@ def silu_mul_int8(x: Tensor, *, out: Tensor | None = None, scales: Tensor | None
 def launch(out: Tensor, scales: Tensor, x: Tensor) -> None:
     rows, n = out.shape
     if rows and n:
-        silu_mul_int8_kernel[(rows,)](out, scales, x, x.stride(0), n, BLOCK=block_above(n), num_warps=_num_warps(n))
+        silu_mul_int8_kernel[(rows,)](
+            out, scales, x, x.stride(0), n, BLOCK=triton.next_power_of_2(n), num_warps=row_warps(n)
+        )
 
 
 def reference(out: Tensor, scales: Tensor, x: Tensor) -> None:
@@ -66,14 +68,10 @@ def builds() -> Iterator[Build]:
             kernel=silu_mul_int8_kernel,
             types={"out_ptr": "*i8", "scales_ptr": "*fp32", "x_ptr": f"*{dtype}", "x_stride": "i32"}
             | {"intermediate": "i32"},
-            constants={"BLOCK": block_above(n)},
+            constants={"BLOCK": triton.next_power_of_2(n)},
             aligned=frozenset({"out_ptr", "scales_ptr", "x_ptr", "x_stride", "intermediate"}),
-            num_warps=_num_warps(n),
+            num_warps=row_warps(n),
         )
-
-
-def _num_warps(n: int) -> int:
-    return max(1, min(16, block_above(n) // 512))
 
 
 def _refused(out: Tensor, _scales: Tensor, x: Tensor) -> str | None:
