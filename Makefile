@@ -7,14 +7,17 @@ GRPC_PORT ?= 9000
 MODEL ?=
 CONFIG ?=
 TODAY := $(shell date +%F)
-# Beside the one in .venv: that of the CUDA lock, and that of stock PyTorch 2.11.
-TRITONS := 3.7.1 3.6.0
+# A machine with a GPU may have no more than PyTorch and Triton, so this is its own Python, without .venv.
+GPU_PYTHON ?= python3
+# Beside the one in .venv: that of stock PyTorch 2.11, which tests compile for too, and that of the CUDA lock.
+OLD_TRITON := 3.6.0
+TRITONS := 3.7.1 $(OLD_TRITON)
 BIN := .venv/bin
 # The repository's folders must not become import names (transformers imports a package called `kernels`).
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve check test conformance soak bench figures bench-oracle quant-oracle kernels-check kernels-mutations lock proto docs clean
+.PHONY: help python setup setup-dev serve check test conformance soak bench figures bench-oracle quant-oracle test-gpu kernels-check kernels-mutations lock proto docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,8 +42,11 @@ check: setup-dev ## Format, lint, types, proto lint
 	@tag=$$(git describe --tags --abbrev=0 2>/dev/null); \
 	if [ -n "$$tag" ]; then $(BIN)/buf breaking --against ".git#tag=$$tag"; else echo "buf breaking: no release tag yet"; fi
 
-test: setup-dev ## The whole test suite, real engine included
+test: setup-dev .triton/$(OLD_TRITON) ## The whole test suite, real engine included
 	$(BIN)/python -m pytest
+
+test-gpu: ## On a GPU, with its own PyTorch and Triton: check and time the kernels; [RESULTS=file.json] [FLAGS=...]
+	PYTHONPATH=.links $(GPU_PYTHON) -m burrstone.kernels.cli bench --out $(or $(RESULTS),bench/results/kernels-$(TODAY).json) $(FLAGS)
 
 conformance: setup ## Public conformance suites on both engines, into docs/conformance.md: make conformance [SUITE=name]
 	$(BIN)/python tests/conformance/run.py $(if $(SUITE),--only $(SUITE))
@@ -64,10 +70,12 @@ quant-oracle: setup ## Our quantizer beside llm-compressor, in an environment of
 bench-oracle: setup ## Our load generator beside `vllm bench serve`, about ten minutes: make bench-oracle [OUT=file]
 	$(BIN)/python tests/bench/oracle/compare.py $(if $(OUT),--out $(OUT))
 
-kernels-check: setup ## Compile the kernels for every GPU with every Triton that runs them somewhere
-	@for version in $(TRITONS); do test -d .triton/$$version || \
-		$(BIN)/pip install --quiet --no-deps --target .triton/$$version triton==$$version || exit 1; \
-		PYTHONPATH=.triton/$$version $(BIN)/burrstone kernels check || exit 1; done
+.triton/%: | setup-dev
+	@rm -rf $@.partial
+	@$(BIN)/pip install --quiet --no-deps --target $@.partial triton==$* && mv $@.partial $@
+
+kernels-check: setup-dev $(TRITONS:%=.triton/%) ## Compile the kernels for every GPU with every Triton that runs them somewhere
+	@for version in $(TRITONS); do PYTHONPATH=.triton/$$version $(BIN)/burrstone kernels check || exit 1; done
 	@$(BIN)/burrstone kernels check
 
 kernels-mutations: setup-dev ## Break the kernels in many ways, each of which a test must catch: make kernels-mutations [OUT=file]

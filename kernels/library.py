@@ -31,11 +31,11 @@ def register(
 
     def on_gpu(*arguments: Any) -> None:
         reason = refused(*arguments)
-        _count(name, "reference" if reason else "triton", reason or "on a GPU")
+        count(name, "reference" if reason else "triton", reason or "on a GPU")
         (reference if reason else launch)(*arguments)
 
     def elsewhere(*arguments: Any) -> None:
-        _count(name, "reference", "not on a GPU")
+        count(name, "reference", "not on a GPU")
         reference(*arguments)
 
     _LIBRARY.define(f"{name}{signature}")
@@ -57,7 +57,8 @@ def arch_of(device: torch.device) -> str:
     return f"sm{major}{minor}"
 
 
-def _count(name: str, what: str, why: str) -> None:
+def count(name: str, what: str, why: str) -> None:
+    """Log a choice the first time, and count it."""
     if (name, what, why) not in choices:
         _log.info("%s: %s (%s)", name, what, why)
     choices[name, what, why] += 1

@@ -13,6 +13,7 @@ from burrstone.kernels.ops import (
     lora,
     rms_norm_int8,
     rope_kv_int8,
+    sample,
     silu_mul_int8,
 )
 
@@ -28,6 +29,7 @@ KERNELS: dict[str, ModuleType] = {
         rope_kv_int8,
         lora,
         llm_int8,
+        sample,
     )
 }
 

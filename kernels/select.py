@@ -52,10 +52,12 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`source`: the table's row, with device, Triton and date, or the cost model."""
+    """`source`: the table's row, with device, Triton and date, or the cost model. wins: whether it was faster than the best that
+    was measured beside it; None where nothing was."""
 
     tile: Tile
     source: str
+    wins: bool | None = None
 
 
 def bucket(m: int) -> int:
@@ -68,7 +70,8 @@ def select(kernel: str, arch: str, m: int, n: int, k: int, multiprocessors: int 
     row = _table(kernel).get((arch, bucket(m), n, k))
     if row is not None:
         told = row["provenance"]
-        return Choice(Tile(**row["tile"]), f"tuned on {told['device']}, Triton {told['triton']}, {told['date']}")
+        source = f"tuned on {told['device']}, Triton {told['triton']}, {told['date']}"
+        return Choice(Tile(**row["tile"]), source, row.get("wins"))
     return Choice(predicted(arch, m, n, k, multiprocessors or MULTIPROCESSORS.get(arch, 108)), "cost model")
 
 
@@ -88,7 +91,7 @@ def predicted(arch: str, m: int, n: int, k: int, multiprocessors: int) -> Tile:
 
 
 def tuned_rows(kernel: str) -> Iterator[dict[str, Any]]:
-    """The table as it is in its file: arch, m, n, k, tile, provenance."""
+    """The table as it is in its file: arch, m, n, k, tile, wins, provenance."""
     file = files("burrstone.kernels.tuned") / f"{kernel}.json"
     if file.is_file():
         yield from json.loads(file.read_text())["rows"]
@@ -97,3 +100,8 @@ def tuned_rows(kernel: str) -> Iterator[dict[str, Any]]:
 @functools.cache
 def _table(kernel: str) -> dict[tuple[str, int, int, int], dict[str, Any]]:
     return {(row["arch"], row["m"], row["n"], row["k"]): row for row in tuned_rows(kernel)}
+
+
+def forget() -> None:
+    """Read the tables again: they were written."""
+    _table.cache_clear()

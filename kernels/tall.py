@@ -122,6 +122,13 @@ def together(
 
 
 @triton.jit
+def scaled(acc, a_scales_ptr, weight_scales_ptr, columns, rows, tokens, n):
+    """int32 [BLOCK_N, BLOCK_M] to float32, by the scales of rows of a [tokens] and of the weights [n]."""
+    y = acc.to(tl.float32) * tl.load(a_scales_ptr + rows, mask=rows < tokens, other=0.0)[None, :]
+    return y * tl.load(weight_scales_ptr + columns, mask=columns < n, other=0.0)[:, None]
+
+
+@triton.jit
 def finish(y, bias_ptr, out_ptr, columns, rows, tokens, n, HAS_BIAS: tl.constexpr):
     """Add the bias [n] to y, float32 [BLOCK_N, BLOCK_M], and store it into out [tokens, n]."""
     in_n = columns < n

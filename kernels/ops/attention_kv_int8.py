@@ -18,7 +18,7 @@ from torch import Tensor
 
 from burrstone.kernels.builds import Build
 from burrstone.kernels.floats import narrow, operand, operand_of_int8
-from burrstone.kernels.kv_cache import KVCache, read
+from burrstone.kernels.kv_cache import KVCache, read, unlike_pages
 from burrstone.kernels.library import arch_of, register
 from burrstone.kernels.select import ARCHITECTURES, MULTIPROCESSORS
 from burrstone.kernels.tall import Workspace, arrives_last
@@ -46,6 +46,8 @@ def attention_kv_int8_kernel(
     arrivals_ptr,
     query_stride,
     table_stride,
+    page_stride,
+    scales_stride,
     scale_log2,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -75,20 +77,20 @@ def attention_kv_int8_kernel(
         token = step * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
         inside = token < length
         page = tl.load(tables_ptr + sequence * table_stride + token // PAGE_TOKENS, mask=inside, other=0).to(tl.int64)
-        row = (page * KV_HEADS + kv_head) * PAGE_TOKENS + token % PAGE_TOKENS
-        key = tl.load(
-            keys_ptr + row[None, :] * HEAD_DIM + dim[:, None], mask=inside[None, :] & (dim < HEAD_DIM)[:, None], other=0
-        )
+        within = kv_head * PAGE_TOKENS + token % PAGE_TOKENS
+        row = page * page_stride + within * HEAD_DIM
+        scale_at = page * scales_stride + within
+        key = tl.load(keys_ptr + row[None, :] + dim[:, None], mask=inside[None, :] & (dim < HEAD_DIM)[:, None], other=0)
         scores = tl.dot(operand(query), operand_of_int8(key, query.dtype))
-        scores *= (tl.load(key_scales_ptr + row, mask=inside, other=0.0) * scale_log2)[None, :]
+        scores *= (tl.load(key_scales_ptr + scale_at, mask=inside, other=0.0) * scale_log2)[None, :]
         scores = tl.where(inside[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         kept = tl.exp2(top - new_top)
         weights = tl.exp2(scores - new_top[:, None])
         total = total * kept + tl.sum(weights, axis=1)
-        weights *= tl.load(value_scales_ptr + row, mask=inside, other=0.0)[None, :]
+        weights *= tl.load(value_scales_ptr + scale_at, mask=inside, other=0.0)[None, :]
         value = tl.load(
-            values_ptr + row[:, None] * HEAD_DIM + dim[None, :],
+            values_ptr + row[:, None] + dim[None, :],
             mask=inside[:, None] & (dim < HEAD_DIM)[None, :],
             other=0,
         )
@@ -100,10 +102,10 @@ def attention_kv_int8_kernel(
         PART: tl.constexpr = GROUP_BLOCK * (BLOCK_DIM + 2)
         tile = tl.program_id(0) * KV_HEADS + kv_head
         part_ptr = parts_ptr + tile.to(tl.int64) * (SPLITS * PART)
-        within = group[:, None] * BLOCK_DIM + dim[None, :]
+        place = group[:, None] * BLOCK_DIM + dim[None, :]
         TOTALS: tl.constexpr = GROUP_BLOCK * BLOCK_DIM
         mine_ptr = part_ptr + split * PART
-        tl.store(mine_ptr + within, acc)
+        tl.store(mine_ptr + place, acc)
         tl.store(mine_ptr + TOTALS + group, total)
         tl.store(mine_ptr + TOTALS + GROUP_BLOCK + group, top)
         last = arrives_last(arrivals_ptr + tile, SPLITS)
@@ -121,7 +123,7 @@ def attention_kv_int8_kernel(
                 # A split without tokens has no largest score, and neither has an empty sequence.
                 kept = tl.where(other_top == float("-inf"), 0.0, tl.exp2(other_top - top))
                 total += kept * tl.load(other_ptr + TOTALS + group, cache_modifier=".cg")
-                acc += kept[:, None] * tl.load(other_ptr + within, cache_modifier=".cg")
+                acc += kept[:, None] * tl.load(other_ptr + place, cache_modifier=".cg")
     if last:
         y = acc / tl.where(length > 0, total, 1.0)[:, None]
         out_ptrs = out_ptr + sequence * (KV_HEADS * GROUP * HEAD_DIM) + head
@@ -197,6 +199,8 @@ def launch(
         arrivals,
         query.stride(0),
         tables.stride(0),
+        keys.stride(0),
+        key_scales.stride(0),
         softmax_scale * _LOG2_E,
         **_constants(arch, heads, kv_heads, head_dim, page_tokens, splits),
         num_warps=4,
@@ -237,12 +241,13 @@ def builds() -> Iterator[Build]:
             "lengths_ptr": "*i32",
         }
         pointers |= {"parts_ptr": "*fp32", "arrivals_ptr": "*i32"}
+        strides = {name: "i32" for name in ("query_stride", "table_stride", "page_stride", "scales_stride")}
         yield Build(
             name=f"{NAME} {dtype} {heads}/8x{head_dim} splits {splits}",
             kernel=attention_kv_int8_kernel,
-            types=pointers | {"query_stride": "i32", "table_stride": "i32", "scale_log2": "fp32"},
+            types=pointers | strides | {"scale_log2": "fp32"},
             constants=_constants(arch, heads, 8, head_dim, 16, splits),
-            aligned=frozenset({*pointers, "query_stride", "table_stride"}),
+            aligned=frozenset({*pointers, *strides}),
             num_warps=4,
             num_stages=_num_stages(arch),
             architectures=(arch,),
@@ -287,13 +292,23 @@ def _splits(query: Tensor, keys: Tensor, tables: Tensor) -> int:
     return splits
 
 
-def _refused(out: Tensor, query: Tensor, keys: Tensor, *_: object) -> str | None:
+def _refused(
+    out: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_scales: Tensor,
+    value_scales: Tensor,
+    *_: object,
+) -> str | None:
     if query.shape[1] % keys.shape[1]:
         return "heads are no multiple of KV heads"
     if query.dtype not in (torch.bfloat16, torch.float16):
         return f"queries are {query.dtype}"
     side_by_side = query.stride(2) == 1 and query.stride(1) == query.shape[2]
-    return None if side_by_side and out.is_contiguous() else "heads are not side by side"
+    if not side_by_side or not out.is_contiguous():
+        return "heads are not side by side"
+    return unlike_pages(keys, values, key_scales, value_scales)
 
 
 _op = register(

@@ -17,7 +17,7 @@ from burrstone.kernels.builds import Build, product_builds
 from burrstone.kernels.library import arch_of, register
 from burrstone.kernels.rows import int8_product
 from burrstone.kernels.select import Tile, select
-from burrstone.kernels.tall import MAX_TOKENS, Workspace, finish, place, product, together
+from burrstone.kernels.tall import MAX_TOKENS, Workspace, finish, place, product, scaled, together
 
 NAME = "gemm_w8a8_decode"
 
@@ -50,8 +50,7 @@ def gemm_w8a8_decode_kernel(
     )
     acc, last = together(acc, parts_ptr, arrivals_ptr, tile, split, SPLITS, BLOCK_M, BLOCK_N)
     if last:
-        y = acc.to(tl.float32) * tl.load(a_scales_ptr + rows, mask=rows < tokens, other=0.0)[None, :]
-        y *= tl.load(weight_scales_ptr + columns, mask=columns < n, other=0.0)[:, None]
+        y = scaled(acc, a_scales_ptr, weight_scales_ptr, columns, rows, tokens, n)
         finish(y, bias_ptr, out_ptr, columns, rows, tokens, n, HAS_BIAS)
 
 

@@ -18,7 +18,7 @@ from burrstone.kernels.floats import operand
 from burrstone.kernels.library import arch_of, register
 from burrstone.kernels.rows import int8_product, quantize_rows, quantized, scale_of, top_bits
 from burrstone.kernels.select import Tile, select
-from burrstone.kernels.tall import MAX_TOKENS, Workspace, finish, place, product, together
+from burrstone.kernels.tall import MAX_TOKENS, Workspace, finish, place, product, scaled, together
 
 NAME = "llm_int8"
 MAX_OUTLIERS = 64
@@ -73,8 +73,7 @@ def llm_int8_product_kernel(
     if last:
         in_n = columns < n
         in_m = rows < tokens
-        y = acc.to(tl.float32) * tl.load(a_scales_ptr + rows, mask=in_m, other=0.0)[None, :]
-        y *= tl.load(weight_scales_ptr + columns, mask=in_n, other=0.0)[:, None]
+        y = scaled(acc, a_scales_ptr, weight_scales_ptr, columns, rows, tokens, n)
         number = tl.arange(0, BLOCK_OUTLIERS)
         listed = number < outliers
         outlier = tl.load(outliers_ptr + number, mask=listed, other=0)

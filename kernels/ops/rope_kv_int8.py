@@ -16,7 +16,7 @@ from torch import Tensor
 
 from burrstone.kernels.builds import Build
 from burrstone.kernels.floats import narrow
-from burrstone.kernels.kv_cache import KVCache, write
+from burrstone.kernels.kv_cache import KVCache, unlike_pages, write
 from burrstone.kernels.library import register
 from burrstone.kernels.rows import quantized, scale_of, top_bits
 
@@ -38,8 +38,9 @@ def rope_kv_int8_kernel(
     query_stride,
     key_stride,
     value_stride,
+    page_stride,
+    scales_stride,
     HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
@@ -73,7 +74,10 @@ def rope_kv_int8_kernel(
     slot = tl.load(slots_ptr + token).to(tl.int64)
     if slot < 0:
         return
-    row = ((slot // PAGE_TOKENS) * KV_HEADS + kv_head) * PAGE_TOKENS + slot % PAGE_TOKENS
+    page = slot // PAGE_TOKENS
+    within = kv_head * PAGE_TOKENS + slot % PAGE_TOKENS
+    row = page * page_stride + within * HEAD_DIM
+    scale_at = page * scales_stride + within
     # Rounded to the type that keys have without a cache of INT8, so that this is the only thing that differs.
     y1 = narrow(y1, key_ptr.dtype.element_ty).to(tl.float32)
     y2 = narrow(y2, key_ptr.dtype.element_ty).to(tl.float32)
@@ -84,20 +88,20 @@ def rope_kv_int8_kernel(
         rest = tl.load(x_ptr + whole, mask=beyond, other=0.0).to(tl.float32)
         top = tl.maximum(top, top_bits(rest))
     scale, inverse = scale_of(top)
-    key_ptrs = keys_ptr + row * HEAD_DIM + half
+    key_ptrs = keys_ptr + row + half
     tl.store(key_ptrs, quantized(y1, inverse), mask=in_half)
     tl.store(key_ptrs + HALF, quantized(y2, inverse), mask=in_half)
     if ROTARY_DIM < HEAD_DIM:
-        tl.store(keys_ptr + row * HEAD_DIM + whole, quantized(rest, inverse), mask=beyond)
-    tl.store(key_scales_ptr + row, scale)
+        tl.store(keys_ptr + row + whole, quantized(rest, inverse), mask=beyond)
+    tl.store(key_scales_ptr + scale_at, scale)
 
     in_head = whole < HEAD_DIM
     value = tl.load(value_ptr + token * value_stride + kv_head * HEAD_DIM + whole, mask=in_head, other=0.0).to(
         tl.float32
     )
     scale, inverse = scale_of(top_bits(value))
-    tl.store(values_ptr + row * HEAD_DIM + whole, quantized(value, inverse), mask=in_head)
-    tl.store(value_scales_ptr + row, scale)
+    tl.store(values_ptr + row + whole, quantized(value, inverse), mask=in_head)
+    tl.store(value_scales_ptr + scale_at, scale)
 
 
 def rope_kv_int8(
@@ -141,7 +145,9 @@ def launch(
         query.stride(0),
         key.stride(0),
         value.stride(0),
-        **_constants(heads, kv_heads, head_dim, cos_sin.shape[1], keys.shape[2]),
+        keys.stride(0),
+        key_scales.stride(0),
+        **_constants(heads, head_dim, cos_sin.shape[1], keys.shape[2]),
         num_warps=1,
     )
 
@@ -172,25 +178,32 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def builds() -> Iterator[Build]:
-    for dtype, head_dim, rotary_dim in (("bf16", 128, 128), ("bf16", 64, 64), ("fp16", 128, 64)):
+    # The last is what only writes: no query, and a rotation of the first two values by nothing.
+    for dtype, heads, head_dim, rotary_dim in (
+        ("bf16", 32, 128, 128),
+        ("bf16", 32, 64, 64),
+        ("fp16", 32, 128, 64),
+        ("bf16", 0, 128, 2),
+    ):
         data = {name: f"*{dtype}" for name in ("query_ptr", "key_ptr", "value_ptr", "cos_sin_ptr")}
         cache = {"keys_ptr": "*i8", "values_ptr": "*i8", "key_scales_ptr": "*fp32", "value_scales_ptr": "*fp32"}
-        strides = {name: "i32" for name in ("query_stride", "key_stride", "value_stride")}
+        strides = {
+            name: "i32" for name in ("query_stride", "key_stride", "value_stride", "page_stride", "scales_stride")
+        }
         pointers = data | cache | {"positions_ptr": "*i64", "slots_ptr": "*i64"}
         yield Build(
-            name=f"{NAME} {dtype} {head_dim}/{rotary_dim}",
+            name=f"{NAME} {dtype} {head_dim}/{rotary_dim}{'' if heads else ' no query'}",
             kernel=rope_kv_int8_kernel,
             types=pointers | strides,
-            constants=_constants(32, 8, head_dim, rotary_dim, 16),
+            constants=_constants(heads, head_dim, rotary_dim, 16),
             aligned=frozenset({*pointers, *strides}),
             num_warps=1,
         )
 
 
-def _constants(heads: int, kv_heads: int, head_dim: int, rotary_dim: int, page_tokens: int) -> dict[str, int]:
+def _constants(heads: int, head_dim: int, rotary_dim: int, page_tokens: int) -> dict[str, int]:
     return {
         "HEADS": heads,
-        "KV_HEADS": kv_heads,
         "HEAD_DIM": head_dim,
         "ROTARY_DIM": rotary_dim,
         "PAGE_TOKENS": page_tokens,
@@ -199,11 +212,13 @@ def _constants(heads: int, kv_heads: int, head_dim: int, rotary_dim: int, page_t
     }
 
 
-def _refused(query: Tensor, key: Tensor, value: Tensor, *_: Tensor) -> str | None:
+def _refused(
+    query: Tensor, key: Tensor, value: Tensor, _cos_sin: Tensor, _positions: Tensor, _slots: Tensor, *cache: Tensor
+) -> str | None:
     for name, x in (("queries", query), ("keys", key), ("values", value)):
         if x.stride(2) != 1 or x.stride(1) != x.shape[2]:
             return f"heads of the {name} are not side by side"
-    return None
+    return unlike_pages(*cache)
 
 
 _op = register(

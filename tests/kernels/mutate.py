@@ -35,7 +35,6 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
         ("another stride", "row * x_stride + columns", "row * intermediate * 2 + columns"),
     ],
     "gemm_w8a8_decode": [
-        ("a scale left out", "y *= tl.load(weight_scales_ptr", "y += 0.0 * tl.load(weight_scales_ptr"),
         ("sums in float", "split, tl.int32, EVEN_K", "split, tl.float32, EVEN_K"),
     ],
     "gemm_w8a8_prefill": [
@@ -50,7 +49,7 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
         ("tokens beyond the end", 'tl.where(inside[None, :], scores, float("-inf"))', "scores"),
         ("the parts' maximum", "kept = tl.exp2(top - new_top)", "kept = tl.exp2(top - top)"),
         ("scales swapped", "tl.load(value_scales_ptr + row", "tl.load(key_scales_ptr + row"),
-        ("pages in order", "row = (page * KV_HEADS + kv_head)", "row = (token // PAGE_TOKENS * KV_HEADS + kv_head)"),
+        ("pages in order", "row = page * page_stride", "row = (token // PAGE_TOKENS) * page_stride"),
     ],
     "rope_kv_int8": [
         ("slot -1 written", "if slot < 0:", "if slot < -1:"),
@@ -64,7 +63,21 @@ EDITS: dict[str, list[tuple[str, str, str]]] = {
     "llm_int8": [
         ("outliers decide the scale", "top_bits(tl.where(counts, x, 0.0))", "top_bits(x)"),
     ],
+    "sample": [
+        (
+            "a mask deleted",
+            'tl.load(row_ptr + tokens, mask=tokens < vocab, other=float("-inf"))',
+            "tl.load(row_ptr + tokens)",
+        ),
+        ("equals at an edge left out", "kept = _image(x) >= edge", "kept = _image(x) > edge"),
+        (
+            "top-p of all, not of the top k",
+            "top_p * _mass(row_ptr, vocab, low,",
+            "top_p * _mass(row_ptr, vocab, low * 0 + _LOWEST,",
+        ),
+    ],
     "../tall": [
+        ("a scale left out", "return y * tl.load(weight_scales_ptr", "return y + 0.0 * tl.load(weight_scales_ptr"),
         ("a count not cleared", "tl.store(arrival_ptr, 0)", "pass"),
         ("the last part left out", "for part in range(SPLITS):", "for part in range(SPLITS - 1):"),
         ("a k mask deleted", "mask=inside[:, None], other=0)", "other=0)"),

@@ -2,12 +2,14 @@
 
 import math
 
+import hypothesis.strategies as st
 import pytest
 import torch
-from bars import relative
+from hypothesis import given, settings
 from torch import Tensor
 
 from burrstone.kernels.kv_cache import KVCache, write
+from burrstone.kernels.measure.bars import relative
 from burrstone.kernels.ops import attention_kv_int8 as op
 
 PAGE_TOKENS = 16
@@ -109,3 +111,19 @@ def test_the_reference_is_the_same() -> None:
     query, out = torch.randn(3, 4, 64, dtype=torch.bfloat16), torch.empty(3, 4, 64)
     op.reference(out, query, *cache.tensors, tables, torch.tensor(lengths), 0.125, torch.empty(0), torch.empty(0))
     assert relative(out, exact(query, cache, tables, lengths, 0.125)) < 1e-6
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(0, 70), min_size=1, max_size=3),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 5),
+    head_dim=st.sampled_from([16, 32, 80]),
+    splits=st.integers(1, 5),
+)
+def test_any_sequences(lengths: list[int], kv_heads: int, group: int, head_dim: int, splits: int) -> None:
+    torch.manual_seed(sum(lengths) + splits)
+    cache, tables = filled(lengths, kv_heads, head_dim)
+    query = torch.randn(len(lengths), kv_heads * group, head_dim, dtype=torch.bfloat16)
+    found = run(query, cache, tables, lengths, head_dim**-0.5, splits)
+    assert relative(found, exact(query, cache, tables, lengths, head_dim**-0.5)) < 3e-3

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from bars import relative
 from torch import Tensor
 
+from burrstone.kernels.measure.bars import relative
 from burrstone.kernels.ops.gemm_w8a16 import launch, reference
 from burrstone.kernels.select import Tile
 from burrstone.kernels.tall import Workspace

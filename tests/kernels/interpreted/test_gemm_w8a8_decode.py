@@ -2,11 +2,13 @@
 
 import math
 
+import hypothesis.strategies as st
 import pytest
 import torch
-from bars import assert_bfloat16, relative
+from hypothesis import given, settings
 from torch import Tensor
 
+from burrstone.kernels.measure.bars import assert_bfloat16, relative
 from burrstone.kernels.ops.gemm_w8a8_decode import launch, reference
 from burrstone.kernels.select import Tile
 from burrstone.kernels.tall import Workspace
@@ -82,3 +84,18 @@ def test_the_reference_is_the_same() -> None:
     out = torch.empty(5, 100)
     reference(out, *given, torch.empty(0), torch.empty(0))
     assert relative(out, exact(*given)) < 1e-6
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    tokens=st.integers(0, 65),
+    n=st.integers(1, 150),
+    k=st.integers(1, 300),
+    splits=st.integers(1, 5),
+    block_k=st.sampled_from([32, 64, 128]),
+    has_bias=st.booleans(),
+)
+def test_any_shape(tokens: int, n: int, k: int, splits: int, block_k: int, has_bias: bool) -> None:
+    a, a_scales, weight, weight_scales, bias = inputs(tokens, n, k)
+    arguments = (a, a_scales, weight, weight_scales, bias if has_bias else None)
+    assert_bfloat16(run(*arguments, Tile(16, 64, block_k, splits)), exact(*arguments))

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from bars import assert_bfloat16, relative
 from torch import Tensor
 
+from burrstone.kernels.measure.bars import assert_bfloat16, relative
 from burrstone.kernels.ops.gemm_w8a8_prefill import launch, reference
 from burrstone.kernels.select import Tile
 

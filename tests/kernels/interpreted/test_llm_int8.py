@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from bars import assert_rows, relative
 from torch import Tensor
 
+from burrstone.kernels.measure.bars import assert_rows, relative
 from burrstone.kernels.ops.llm_int8 import MAX_OUTLIERS, launch, outlier_mask, reference
 from burrstone.kernels.select import Tile
 from burrstone.kernels.tall import Workspace

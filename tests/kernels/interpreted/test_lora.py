@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from bars import relative
 from torch import Tensor
 
+from burrstone.kernels.measure.bars import relative
 from burrstone.kernels.ops.lora import launch, reference
 
 

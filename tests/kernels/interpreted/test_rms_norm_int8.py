@@ -2,11 +2,13 @@
 
 import math
 
+import hypothesis.strategies as st
 import pytest
 import torch
-from bars import assert_rows
+from hypothesis import given, settings
 from torch import Tensor
 
+from burrstone.kernels.measure.bars import assert_rows
 from burrstone.kernels.ops.rms_norm_int8 import launch, reference
 
 EPS = 1e-5
@@ -85,3 +87,20 @@ def test_the_reference_is_the_same() -> None:
     out, scales = run(x, weight, residual)
     assert torch.equal(residual, theirs[2]) and (out.int() - theirs[0].int()).abs().max() <= 1
     torch.testing.assert_close(scales, theirs[1], rtol=1e-6, atol=0)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(0, 5),
+    n=st.integers(1, 600),
+    apart=st.integers(0, 9),
+    magnitude=st.sampled_from([1e-6, 1.0, 1e4]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
+    has_residual=st.booleans(),
+)
+def test_any_rows(rows: int, n: int, apart: int, magnitude: float, dtype: torch.dtype, has_residual: bool) -> None:
+    torch.manual_seed(rows * n)
+    x = (torch.randn(rows, n + apart) * magnitude).to(dtype)[:, :n]
+    weight, residual = torch.randn(n).to(dtype), torch.randn(rows, n).to(dtype) if has_residual else None
+    h = x if residual is None else (x.float() + residual.float()).to(dtype)
+    assert_rows(*run(x, weight, residual), exact(h, weight))

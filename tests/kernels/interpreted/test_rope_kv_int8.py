@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from bars import assert_rows
 from torch import Tensor
 
 from burrstone.kernels.kv_cache import KVCache
+from burrstone.kernels.measure.bars import assert_rows
 from burrstone.kernels.ops.rope_kv_int8 import launch, reference
 
 PAGES, PAGE_TOKENS, POSITIONS = 5, 4, 50
@@ -78,3 +78,18 @@ def test_no_tokens() -> None:
         none, none, none, angles(16), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), *cache.tensors
     )
     assert not cache.keys.any()
+
+
+@pytest.mark.parametrize("run", [launch, reference])
+def test_what_is_rotated_already_is_only_written(run: object) -> None:
+    """No query, and an angle of zero for the first two values: keys come out as they went in."""
+    torch.manual_seed(3)
+    key, value = torch.randn(3, 2, 32).bfloat16(), torch.randn(3, 2, 32).bfloat16()
+    cache = KVCache.empty(PAGES, 2, PAGE_TOKENS, 32, key.device)
+    slots, at_rest = torch.tensor([6, -1, 9]), torch.tensor([[1.0, 0.0]]).bfloat16()
+    assert callable(run)
+    run(key[:, :0], key, value, at_rest, torch.zeros(3, dtype=torch.long), slots, *cache.tensors)
+    for token, (page, place) in ((0, (1, 2)), (2, (2, 1))):
+        assert_rows(cache.keys[page, :, place], cache.key_scales[page, :, place], key[token].double())
+        assert_rows(cache.values[page, :, place], cache.value_scales[page, :, place], value[token].double())
+    assert int((cache.key_scales > 0).sum()) == 2 * 2

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from bars import assert_rows
 from torch import Tensor
 
+from burrstone.kernels.measure.bars import assert_rows
 from burrstone.kernels.ops.silu_mul_int8 import launch, reference
 
 
