@@ -51,6 +51,22 @@ class LoraConfig(_Section):
     max_active: int = Field(4, ge=1, description="Distinct adapters in one batch.")
 
 
+class KernelsConfig(_Section):
+    """Our own INT8 kernels on NVIDIA GPUs. None was measured on one yet, so none is used unless it is asked for here."""
+
+    int8_linear: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="INT8 products of few tokens: `auto` where a measurement on this kind of GPU says that ours is faster.",
+    )
+    int8_fusion: bool = Field(
+        False, description="Make INT8 inputs in one launch with the norm or activation before them; needs compilation."
+    )
+    int8_attention: bool = Field(False, description="Attention over an INT8 KV cache (kv_cache_dtype).")
+    lora_configs: Path | None = Field(
+        None, description="Folder of launch configurations for vLLM's LoRA kernels, tuned for this GPU."
+    )
+
+
 class EngineConfig(_Section):
     """The vLLM engine. Anything vLLM offers that has no key here goes into `vllm_args`."""
 
@@ -71,6 +87,7 @@ class EngineConfig(_Section):
     enforce_eager: bool = Field(False, description="No compilation: slower, but starts sooner.")
     speculative: SpeculativeConfig | None = Field(None, description="Speculative decoding; off when absent.")
     lora: LoraConfig = Field(LoraConfig(), description="LoRA adapters.")
+    kernels: KernelsConfig = Field(KernelsConfig(), description="Our own kernels.")
     tool_call_parser: str | None = Field("auto", description="vLLM tool parser; `auto` picks by model, null for none.")
     reasoning_parser: str | None = Field(None, description="vLLM reasoning parser.")
     chat_template: Path | None = Field(None, description="Jinja chat template in place of the model's own.")

@@ -14,6 +14,7 @@ from burrstone.serving.auth import Authenticator
 from burrstone.serving.config import EMBEDDED_MODEL, ConfigError, ServeConfig
 from burrstone.serving.engine.cpu import check_cpu, cpu_environment
 from burrstone.serving.engine.environment import shared_environment
+from burrstone.serving.engine.kernels import check_kernels, kernel_environment
 from burrstone.serving.engine.kv_cache import kv_cache_dtype
 from burrstone.serving.engine.models import ResolvedModel
 from burrstone.serving.engine.scheduling.options import SchedulerOptions
@@ -177,12 +178,13 @@ def num_gpus(config: ServeConfig) -> int:
 def engine_environment(config: ServeConfig, hardware: Hardware) -> Mapping[str, str]:
     """What the replica's process and its children must find in their environment. Raises ConfigError for what cannot work."""
     profile = _profile(config, hardware)
+    check_kernels(config, profile)
     scheduling = SchedulerOptions.of(config.scheduler, profile).environment()
     if profile == "cpu":
         check_cpu(config, hardware)
         return cpu_environment(config, hardware) | scheduling
     if profile == "cuda":
-        return shared_environment(config, os.environ) | scheduling
+        return shared_environment(config, os.environ) | kernel_environment(config) | scheduling
     raise ConfigError(
         f"profile {profile!r}: this release plans for Neuron but does not serve on it yet; use profile cpu or cuda"
     )

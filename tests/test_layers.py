@@ -48,13 +48,22 @@ VLLM_IMPORTERS = {
         "vllm.v1.request",
     },
     # The same for the quantization wing, which serving's module would bring the request wing to.
-    "burrstone.quant.vllm_compat": {
+    "burrstone.quant.engine.vllm_compat": {
+        "vllm._custom_ops",
+        "vllm.compilation.passes.inductor_pass",
+        "vllm.config",
+        "vllm.model_executor.kernels.linear",
         "vllm.model_executor.layers.fused_moe",
         "vllm.model_executor.layers.linear",
         "vllm.model_executor.layers.quantization",
         "vllm.model_executor.layers.vocab_parallel_embedding",
         "vllm.model_executor.parameter",
+        "vllm.model_executor.utils",
         "vllm.platforms",
+        "vllm.v1.attention.backend",
+        "vllm.v1.attention.backends.registry",
+        "vllm.v1.attention.backends.utils",
+        "vllm.v1.kv_cache_interface",
     },
     # The public version; and bare vLLM's server, started as a command.
     "burrstone.bench.machine": {"vllm"},
@@ -212,7 +221,7 @@ def test_the_lists_name_only_what_is_there() -> None:
         ("batching/queue.py", "from burrstone.serving.config import ServeConfig", "batching does not import serving"),
         ("batching/queue.py", "def f():\n    import torch", "burrstone.batching does without torch"),
         ("batching/deep/queue.py", "from vllm.v1 import core", "burrstone.batching does without vllm"),
-        ("serving/app.py", "import burrstone.quant.plugin", "serving does not import quant"),
+        ("serving/app.py", "import burrstone.quant.engine.plugin", "serving does not import quant"),
         ("serving/app.py", "from burrstone.bench import cli", "serving does not import bench"),
         ("serving/app.py", "import_module('burrstone.bench.cli')", "serving does not import bench"),
         ("serving/app.py", "from ..bench import cli", "serving does not import bench"),

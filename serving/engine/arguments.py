@@ -8,6 +8,7 @@ from typing import Any
 from burrstone.serving.config import ConfigError, EngineConfig, ServeConfig
 from burrstone.serving.engine import vllm_compat as vllm
 from burrstone.serving.engine.cpu import block_tokens
+from burrstone.serving.engine.kernels import kernel_arguments
 from burrstone.serving.engine.kv_cache import kv_cache_dtype
 from burrstone.serving.engine.models import ResolvedModel, default_tool_parser
 from burrstone.serving.engine.scheduling.options import SCHEDULER_CLS
@@ -31,7 +32,7 @@ _OWN_KEY = {
     "max_loras": "engine.lora.max_active",
     "scheduler_cls": "scheduler.policy",
     "scheduling_policy": "scheduler.policy",
-    **{name: f"engine.{name}" for name in EngineConfig.model_fields if name not in ("speculative", "lora")},
+    **{name: f"engine.{name}" for name in EngineConfig.model_fields if name not in ("speculative", "lora", "kernels")},
 }
 
 
@@ -42,6 +43,7 @@ def engine_arguments(config: ServeConfig, model: ResolvedModel, *, kv_cache_byte
     checkpoint asks for and the profile does not have.
     """
     engine = config.engine
+    kv_dtype = kv_cache_dtype(config, model.config)
     arguments: dict[str, Any] = {
         "model": model.path,
         "served_model_name": list(config.served_names or model.served_names),
@@ -50,7 +52,7 @@ def engine_arguments(config: ServeConfig, model: ResolvedModel, *, kv_cache_byte
         "tensor_parallel_size": engine.tensor_parallel_size,
         "enable_prefix_caching": engine.enable_prefix_caching,
         "enable_chunked_prefill": engine.enable_chunked_prefill,
-        "kv_cache_dtype": kv_cache_dtype(config, model.config),
+        "kv_cache_dtype": kv_dtype,
         "enforce_eager": engine.enforce_eager,
         "max_logprobs": config.limits.max_logprobs,
         "disable_log_stats": False,
@@ -73,7 +75,7 @@ def engine_arguments(config: ServeConfig, model: ResolvedModel, *, kv_cache_byte
             "max_lora_rank": engine.lora.max_rank,
             "max_loras": min(engine.lora.max_active, len(engine.lora.modules)),
         }
-    return vllm.AsyncEngineArgs(**(arguments | _extra_arguments(engine)))
+    return vllm.AsyncEngineArgs(**(arguments | _extra_arguments(engine) | kernel_arguments(config, kv_dtype)))
 
 
 def serving_arguments(config: ServeConfig, model: ResolvedModel, engine_args: Any) -> argparse.Namespace:

@@ -33,6 +33,8 @@ from burrstone.quant.workspace import Workspace
 
 CONTEXT = multiprocessing.get_context("forkserver")
 ROWS, LENGTH = 8, 48
+# Of the embedded model, in the checkpoint that engines are started with: few, so that it is soon compiled.
+INT8_LAYERS = 4
 RTN = Recipe(method="rtn")
 HELD_RUN: dict[str, Any] = {"recipe": {"schemes": "w8a8-int8"}, "source_digest": "sha256:1", "threads": 1}
 _PRELOADED = ("burrstone.quant.job", "transformers.models.llama.modeling_llama", "accelerate", "tokenizers")

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from burrstone.quant import vllm_compat as vllm
+from burrstone.quant.engine import vllm_compat as vllm
+from burrstone.quant.engine.plugin import BITSANDBYTES
 from burrstone.quant.errors import UnsupportedModel
 from burrstone.quant.linears import OUTLIER_THRESHOLD
-from burrstone.quant.plugin import BITSANDBYTES
 
 _FOUR_BITS = (
     "this checkpoint is quantized to 4 bits by bitsandbytes; burrstone reads its 8-bit format. On a GPU the package "
@@ -81,7 +81,7 @@ class BitsAndBytesConfig(vllm.QuantizationConfig):
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
         """How `layer`, named `prefix`, is read and computed; None: as vLLM does it. Raises UnsupportedModel."""
-        from burrstone.quant.bnb_linear import BitsAndBytesInt8LinearMethod
+        from burrstone.quant.engine.bnb_linear import BitsAndBytesInt8LinearMethod
 
         is_head = isinstance(layer, vllm.ParallelLMHead)
         if is_head and self.left_alone is None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burrstone.quant import vllm_compat as vllm
+from burrstone.quant.engine import vllm_compat as vllm
 from burrstone.quant.errors import BadCheckpoint, UnsupportedModel
 from burrstone.quant.llm_int8 import dequantize, int8_matmul, llm_int8_linear
 

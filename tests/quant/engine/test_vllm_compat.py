@@ -15,10 +15,13 @@ from vllm.model_executor.model_loader import weight_utils
 from vllm.platforms.cpu import CpuPlatform
 from vllm.plugins import load_plugins_by_group
 
-from burrstone.quant import plugin
-from burrstone.quant import vllm_compat as vllm
-from burrstone.quant.bnb import BitsAndBytesConfig
-from burrstone.quant.bnb_linear import BitsAndBytesInt8LinearMethod
+from burrstone.quant.engine import plugin
+from burrstone.quant.engine import vllm_compat as vllm
+from burrstone.quant.engine.bnb import BitsAndBytesConfig
+from burrstone.quant.engine.bnb_linear import BitsAndBytesInt8LinearMethod
+from burrstone.quant.engine.int8_attention import Int8Attention, Int8MetadataBuilder
+from burrstone.quant.engine.int8_fusion import HOOK
+from burrstone.quant.engine.int8_linear import Int8Linear
 
 contract = Contracts()
 
@@ -81,7 +84,7 @@ def test_registering_loads_no_layer() -> None:
     """It runs at the start of every process, of front ends too, and vLLM's layers take seconds to import."""
     program = (
         "import sys, vllm.model_executor.layers.quantization\n"
-        "from burrstone.quant.plugin import register\n"
+        "from burrstone.quant.engine.plugin import register\n"
         "before = set(sys.modules)\n"
         "register()\n"
         "print([name for name in set(sys.modules) - before if not name.startswith('burrstone.quant')])"
@@ -140,3 +143,62 @@ def test_a_head_computes_with_its_quantization_method() -> None:
 def test_experts_ask_the_configuration_too() -> None:
     assert vllm.RoutedExperts is routed_experts.RoutedExperts
     assert "resolve_quant_method(quant_config, self, prefix)" in source(vllm.RoutedExperts._get_quant_method)
+
+
+@contract("CutlassInt8ScaledMMLinearKernel", "POSSIBLE_INT8_KERNELS", "PlatformEnum", "replace_parameter")
+def test_int8_linear_layers_are_asked_in_order_and_called_as_ours_expects() -> None:
+    kernels = sys.modules[vllm.CutlassInt8ScaledMMLinearKernel.__mro__[1].__module__.rpartition(".scaled_mm")[0]]
+    choosing = source(kernels.choose_scaled_mm_linear_kernel)
+    assert (
+        "possible_kernels.get(current_platform._enum, [])" in choosing and "for kernel in platform_kernels:" in choosing
+    )
+    assert "_POSSIBLE_INT8_KERNELS" in source(kernels.init_int8_linear_kernel)
+    assert vllm.POSSIBLE_INT8_KERNELS[vllm.PlatformEnum.CUDA][0] is vllm.CutlassInt8ScaledMMLinearKernel
+    stock = vllm.CutlassInt8ScaledMMLinearKernel
+    for name in ("can_implement", "process_weights_after_loading", "apply_weights"):
+        assert parameters(getattr(Int8Linear, name)) == parameters(getattr(stock, name))
+    assert parameters(stock.__init__) == ["self", "c", "layer_param_names"]
+    # What ours leaves to it: weights seen as [k, n].
+    assert "weight.t()" in source(stock.process_weights_after_loading)
+    assert parameters(vllm.replace_parameter)[:3] == ["layer", "param_name", "new_tensor"]
+
+
+@contract("scaled_int8_quant", "cutlass_scaled_mm")
+def test_the_ops_of_the_stock_layer_are_called_as_it_calls_them() -> None:
+    assert parameters(vllm.scaled_int8_quant) == ["input", "scale", "azp", "symmetric"]
+    assert parameters(vllm.cutlass_scaled_mm) == ["a", "b", "scale_a", "scale_b", "out_dtype", "bias"]
+
+
+@contract("InductorPass", "get_current_vllm_config")
+def test_a_pass_of_ours_runs_before_norms_are_lowered() -> None:
+    from vllm.compilation import backends
+    from vllm.compilation.passes import pass_manager
+
+    assert CpuPlatform().pass_key == HOOK
+    assert "self.pass_manager.add(" in source(backends.VllmBackend.configure_post_pass)
+    running = source(pass_manager.PostGradPassManager.__call__)
+    assert running.index("for pass_ in self.passes") < running.index("self.ir_lowering(graph)")
+    # Norms of the graph are these ops, with these arguments.
+    assert str(torch.ops.vllm_ir.rms_norm.default._schema).startswith(
+        "vllm_ir::rms_norm(Tensor x, Tensor? weight, float epsilon, SymInt? variance_size=None)"
+    )
+    assert "Tensor x, Tensor x_residual, Tensor? weight, float epsilon" in str(
+        torch.ops.vllm_ir.fused_add_rms_norm.default._schema
+    )
+    assert callable(vllm.get_current_vllm_config) and callable(vllm.InductorPass.hash_source)
+
+
+@contract(
+    "AttentionBackend", "AttentionBackendEnum", "AttentionCGSupport", "AttentionImpl", "AttentionMetadataBuilder",
+    "KVCacheLayout", "MultipleOf", "register_backend", "split_decodes_and_prefills",
+)  # fmt: skip
+def test_an_attention_backend_is_called_as_ours_expects() -> None:
+    assert vllm.AttentionBackend.__abstractmethods__ == {"get_name", "get_impl_cls", "get_builder_cls"}
+    for ours, theirs in ((Int8Attention, vllm.AttentionImpl), (Int8MetadataBuilder, vllm.AttentionMetadataBuilder)):
+        assert ours.__abstractmethods__ == frozenset()
+        for name in theirs.__abstractmethods__ - {"__init__"}:
+            assert parameters(getattr(ours, name)) == parameters(getattr(theirs, name))
+    assert set(parameters(Int8Attention.__init__)) >= {"num_heads", "head_size", "scale", "num_kv_heads"}
+    assert vllm.AttentionBackend.forward_includes_kv_cache_update is True
+    assert parameters(vllm.split_decodes_and_prefills)[:2] == ["common_attn_metadata", "decode_threshold"]
+    assert parameters(vllm.register_backend)[:2] == ["backend", "class_path"]

@@ -11,9 +11,9 @@ from vllm.model_executor.layers import linear, vocab_parallel_embedding
 from vllm.model_executor.models.llama import LlamaModel
 from vllm.model_executor.models.utils import WeightsMapper
 
-from burrstone.quant import vllm_compat as vllm
-from burrstone.quant.bnb import BitsAndBytesConfig
-from burrstone.quant.bnb_linear import BitsAndBytesInt8LinearMethod
+from burrstone.quant.engine import vllm_compat as vllm
+from burrstone.quant.engine.bnb import BitsAndBytesConfig
+from burrstone.quant.engine.bnb_linear import BitsAndBytesInt8LinearMethod
 from burrstone.quant.errors import BadCheckpoint, UnsupportedModel
 from burrstone.quant.llm_int8 import dequantize, llm_int8_linear
 
