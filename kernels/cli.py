@@ -100,7 +100,12 @@ def _add_common(parser: argparse.ArgumentParser, what: str) -> None:
         "--budget-s", type=float, default=_BUDGET_S, metavar="S", help="how long it may take [%(default)g]"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of the inputs [random, and told]")
-    parser.add_argument("--vllm-library", type=Path, metavar="FILE", help="vLLM's _C library, for its kernels as peers")
+    parser.add_argument(
+        "--vllm-library",
+        type=Path,
+        metavar="FILE",
+        help="the library of vLLM's wheel that registers torch.ops._C, for its kernels as peers",
+    )
 
 
 def _bench(arguments: argparse.Namespace) -> int:

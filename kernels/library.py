@@ -31,7 +31,10 @@ def register(
 
     def on_gpu(*arguments: Any) -> None:
         reason = refused(*arguments)
-        count(name, "reference" if reason else "triton", reason or "on a GPU")
+        if reason:
+            count(name, "reference", reason, logging.WARNING)
+        else:
+            count(name, "triton", "on a GPU")
         (reference if reason else launch)(*arguments)
 
     def elsewhere(*arguments: Any) -> None:
@@ -57,8 +60,8 @@ def arch_of(device: torch.device) -> str:
     return f"sm{major}{minor}"
 
 
-def count(name: str, what: str, why: str) -> None:
+def count(name: str, what: str, why: str, level: int = logging.INFO) -> None:
     """Log a choice the first time, and count it."""
     if (name, what, why) not in choices:
-        _log.info("%s: %s (%s)", name, what, why)
+        _log.log(level, "%s: %s (%s)", name, what, why)
     choices[name, what, why] += 1

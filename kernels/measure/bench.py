@@ -56,6 +56,20 @@ class Plan:
         return kernel.awkward if self.quick and self.check_only else (*kernel.awkward, *self.shapes(kernel))
 
 
+class Lost(Exception):
+    """The device's context, by a fault after which nothing runs in this process. where: a row of what was cut."""
+
+    def __init__(self, kernel: Kernel, shape: Shape) -> None:
+        what = "the device's context was lost here: nothing after it was checked or timed; the others with --only"
+        self.where = {"kernel": kernel.name, "shape": told(shape), "what": what}
+        super().__init__(what)
+
+
+def _still_there(device: Device, kernel: Kernel, shape: Shape) -> None:
+    if device.lost():
+        raise Lost(kernel, shape)
+
+
 def bench(plan: Plan, say: Callable[[str], None], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The results, as JSON values. keep: is given them each time there is more, so that a run that is stopped leaves what it has."""
     no_vllm = load_vllm(plan.vllm_library)
@@ -80,7 +94,23 @@ def bench(plan: Plan, say: Callable[[str], None], keep: Callable[[dict[str, Any]
         keep(results)
 
     say(f"seed {plan.seed}; vLLM's ops: {results['vllm']}")
-    _correctness(plan, results, say)
+    try:
+        _measure(plan, results, say, kept)
+        results["complete"] = True
+    except Lost as lost:
+        say(f"{lost.where['kernel']} {lost.where['shape']}: {lost.where['what']}")
+        results["cut"].append(lost.where)
+    kept()
+    return results
+
+
+def _measure(plan: Plan, results: dict[str, Any], say: Callable[[str], None], kept: Callable[[], None]) -> None:
+    try:
+        _correctness(plan, results, say)
+    except Lost:
+        for row in results["correctness"].values():
+            row["ok"] = row["ok"] and None
+        raise
     kept()
     if not plan.check_only:
         ceilings = measured(plan.device, Make.seeded(plan.device.torch, plan.seed))
@@ -91,9 +121,6 @@ def bench(plan: Plan, say: Callable[[str], None], keep: Callable[[dict[str, Any]
         )
         _timing(plan, ceilings, results, say, kept)
         results["geomeans"] = _geomeans(results["cases"], judged=plan.device.judged)
-    results["complete"] = True
-    kept()
-    return results
 
 
 def _correctness(plan: Plan, results: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -116,6 +143,7 @@ def _correctness(plan: Plan, results: dict[str, Any], say: Callable[[str], None]
             row["ok"] = False
             row["wrong"].append({"shape": told(shape), "what": fault})
             say(f"{kernel.name} {told(shape)}: WRONG: {fault}")
+            _still_there(plan.device, kernel, shape)
         plan.device.free()
     for name, row in results["correctness"].items():
         what = f"{len(row['wrong'])} wrong" if row["wrong"] else "all right" if row["ok"] else "not all were reached"
@@ -138,6 +166,7 @@ def _timing(
         except Exception as error:  # noqa: BLE001  a driver's: what is found so far is kept, and the others go on
             row = f"it fails: {type(error).__name__}: {error}"[:500]
             results["correctness"][kernel.name]["wrong"].append({"shape": told(shape), "what": row})
+            _still_there(plan.device, kernel, shape)
         if isinstance(row, str):
             results["cut"].append({"kernel": kernel.name, "shape": told(shape), "what": f"timing: {row}"})
             say(f"{kernel.name} {told(shape)}: cut: {row}")

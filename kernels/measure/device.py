@@ -47,6 +47,14 @@ class Device:
         if not self.rehearsal:
             torch.cuda.synchronize(self.torch)
 
+    def lost(self) -> bool:
+        """Whether a fault was of the kind after which nothing more runs in this process."""
+        try:
+            self.settle()
+        except RuntimeError:
+            return True
+        return False
+
     def free(self) -> None:
         if not self.rehearsal:
             torch.cuda.empty_cache()

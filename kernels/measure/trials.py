@@ -1,7 +1,9 @@
-"""Whether a tile can be compiled, spills nothing and computes what float64 does: tried in processes of their own."""
+"""Whether a tile can be compiled, spills nothing and computes what float64 does: tried in processes beside this one."""
 
+import contextlib
 import multiprocessing
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Self
@@ -28,8 +30,7 @@ class Trials:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._stop()
 
     def faults(self, name: str, shape: Shape, tiles: Sequence[Tile], limit_s: float) -> dict[Tile, str | None]:
         """Tile -> why it is not fit, or None. One that was not reached in time is missing."""
@@ -42,24 +43,29 @@ class Trials:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self._processes, mp_context=multiprocessing.get_context("spawn"))
         jobs: dict[Future[str | None], Tile] = {}
-        try:
+        with contextlib.suppress(BrokenProcessPool):  # by one of those before, which says so
             for tile in tiles:
                 jobs[self._pool.submit(fault, name, shape, tile, self._device, self._seed)] = tile
-        except BrokenProcessPool:
-            pass  # by one of those before, which says so
         done, late = wait(jobs, timeout=limit_s)
-        for job in late:
-            job.cancel()
         found = {jobs[job]: job.result() if (error := job.exception()) is None else _told(error) for job in done}
-        if any(isinstance(job.exception(), BrokenProcessPool) for job in done):
-            self._pool = None
+        if late or len(jobs) < len(tiles) or any(isinstance(job.exception(), BrokenProcessPool) for job in done):
+            # What still runs would be on the device while others are timed, and a pool that broke takes nothing more.
+            self._stop()
         return found
+
+    def _stop(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for child in multiprocessing.active_children():
+                child.kill()
+            pool.shutdown(cancel_futures=True)
 
 
 def fault(name: str, shape: Shape, tile: Tile, device: Device, seed: int) -> str | None:
     """Compile and run one tile. Returns why it is not fit, or None."""
     kernel, make = CASES[name], Make.seeded(device.torch, seed)
     try:
+        _forget(name)
         # What stands in `static` moves nowhere, so the call that is made of it here is the one that is compared.
         static = with_room(kernel.inputs(make, shape), tile)
         run = call(name, tile, static)
@@ -67,6 +73,9 @@ def fault(name: str, shape: Shape, tile: Tile, device: Device, seed: int) -> str
         if spilled := _spilled(name):
             raise TooFar(f"{spilled} registers spill")
     except Exception as error:  # noqa: BLE001  a compiler's, a driver's or a bar's: this tile is skipped
+        if device.lost():
+            # Every later tile would fail here too, in its place. The pool says which one this was, and is made anew.
+            os._exit(1)
         return _told(error)
     return None
 
@@ -86,15 +95,23 @@ def with_room(given: Arguments, tile: Tile) -> Arguments:
     return given | {"parts": room.parts, "arrivals": room.arrivals}
 
 
-def _spilled(name: str) -> int:
-    """Of what was compiled last, as far as this Triton tells."""
-    most = 0
+def _compiled(name: str) -> Iterator[dict[Any, Any]]:
+    """What Triton keeps of the kernels of an op's module, compiled in this process."""
     for value in vars(KERNELS[name]).values():
-        caches: Any = getattr(value, "device_caches", {})
-        for cache in caches.values():
-            if compiled := list(cache[0].values()):
-                most = max(most, int(getattr(compiled[-1], "n_spills", 0) or 0))
-    return most
+        for cache in getattr(value, "device_caches", {}).values():
+            yield cache[0]
+
+
+def _forget(name: str) -> None:
+    """So that what is there afterwards is this tile's; it is compiled from Triton's files again, if it ever was."""
+    for kept in _compiled(name):
+        kept.clear()
+
+
+def _spilled(name: str) -> int:
+    """Registers, as far as this Triton tells."""
+    kernels = (kernel for kept in _compiled(name) for kernel in kept.values())
+    return max((int(getattr(kernel, "n_spills", 0) or 0) for kernel in kernels), default=0)
 
 
 def _told(error: BaseException) -> str:

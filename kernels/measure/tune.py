@@ -1,7 +1,7 @@
 """`burrstone kernels tune`: try tiles on the device that is here, and write the fastest of each shape into the kernels' tables.
 
-Candidates are compiled, run and compared with float64 in processes of their own: what they compile is in Triton's cache by
-then, and one that breaks does not break the others. The survivors are timed here, a few samples each, and the best of them in
+Candidates are compiled, run and compared with float64 in a few processes beside this one: what they compile is in Triton's
+cache by then, and one that breaks the device's context takes none of the others with it that is not running just then. The survivors are timed here, a few samples each, and the best of them in
 rounds with their peers.
 """
 

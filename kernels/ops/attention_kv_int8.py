@@ -154,16 +154,30 @@ def attention_kv_int8(
 
 
 def workspace_for(query: Tensor, keys: Tensor, tables: Tensor) -> Workspace:
-    """Enough for one launch; for several, in turns, take the largest."""
-    sequences, heads, head_dim = query.shape
-    kv_heads = keys.shape[1]
-    splits = _splits(query, keys, tables)
-    part = _group_rows(heads // kv_heads) * (triton.next_power_of_2(head_dim) + 2)
-    parts = sequences * kv_heads * splits * part if splits > 1 else 0
+    """Enough for one launch."""
+    return _workspace(_parts(query, keys.shape[1], _splits(query, keys, tables)), query, keys.shape[1])
+
+
+def largest_workspace(query: Tensor, kv_heads: int) -> Workspace:
+    """Enough for any launch of at most the query's sequences, however long they are."""
+    counts = range(1, len(query) + 1)
+    each = (query[:count] for count in counts)
+    most = max(_parts(few, kv_heads, _splits_of(len(few) * kv_heads, _MAX_SPLITS, query.device)) for few in each)
+    return _workspace(most, query, kv_heads)
+
+
+def _workspace(parts: int, query: Tensor, kv_heads: int) -> Workspace:
     return Workspace(
         torch.empty(parts, dtype=torch.float32, device=query.device),
-        torch.zeros(sequences * kv_heads, dtype=torch.int32, device=query.device),
+        torch.zeros(len(query) * kv_heads, dtype=torch.int32, device=query.device),
     )
+
+
+def _parts(query: Tensor, kv_heads: int, splits: int) -> int:
+    """float32 values that programs leave for one another."""
+    sequences, heads, head_dim = query.shape
+    part = _group_rows(heads // kv_heads) * (triton.next_power_of_2(head_dim) + 2)
+    return sequences * kv_heads * splits * part if splits > 1 else 0
 
 
 def launch(
@@ -283,9 +297,12 @@ def _group_rows(group: int) -> int:
 
 def _splits(query: Tensor, keys: Tensor, tables: Tensor) -> int:
     """By what the tables could hold: lengths are on the device, and a graph's launch cannot change with them."""
-    programs = query.shape[0] * keys.shape[1]
     most = min(_MAX_SPLITS, tables.shape[1] * keys.shape[2] // _LEAST_TOKENS)
-    wanted = 2 * MULTIPROCESSORS.get(arch_of(query.device), 108)
+    return _splits_of(query.shape[0] * keys.shape[1], most, query.device)
+
+
+def _splits_of(programs: int, most: int, device: torch.device) -> int:
+    wanted = 2 * MULTIPROCESSORS.get(arch_of(device), 108)
     splits = 1
     while splits * 2 <= most and programs * splits < wanted:
         splits *= 2
@@ -299,7 +316,11 @@ def _refused(
     values: Tensor,
     key_scales: Tensor,
     value_scales: Tensor,
-    *_: object,
+    tables: Tensor,
+    _lengths: Tensor,
+    _softmax_scale: float,
+    parts: Tensor,
+    arrivals: Tensor,
 ) -> str | None:
     if query.shape[1] % keys.shape[1]:
         return "heads are no multiple of KV heads"
@@ -308,6 +329,12 @@ def _refused(
     side_by_side = query.stride(2) == 1 and query.stride(1) == query.shape[2]
     if not side_by_side or not out.is_contiguous():
         return "heads are not side by side"
+    kv_heads = keys.shape[1]
+    if (
+        parts.numel() < _parts(query, kv_heads, _splits(query, keys, tables))
+        or arrivals.numel() < len(query) * kv_heads
+    ):
+        return "the workspace is too small"
     return unlike_pages(keys, values, key_scales, value_scales)
 
 

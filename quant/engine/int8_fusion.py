@@ -1,7 +1,7 @@
 """A pass over vLLM's compiled graph: INT8 rows are made in the launch of the norm or the activation that stands before them.
 
     int8_rows(rms_norm(x))                       -> rms_norm_int8
-    int8_rows(fused_add_rms_norm(x, residual))   -> rms_norm_int8, the residual in place
+    int8_rows(fused_add_rms_norm(x, residual))   -> rms_norm_int8, the sum beside
     int8_rows(silu(gate) * up)                   -> silu_mul_int8
 
 Only where nobody else reads what the norm or the activation gives. Without compilation (enforce_eager) there is no graph
@@ -67,13 +67,9 @@ def _patterns(device: str) -> pattern_matcher.PatternMatcherPass:
         return rows, scales
 
     def joined_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        outputs = _outputs(x, x.shape[1]) | {"total": None}
         done = auto_functionalized(
-            torch.ops.burrstone.rms_norm_int8.default,
-            **_outputs(x, x.shape[1]),
-            x=x,
-            weight=weight,
-            eps=eps,
-            residual=None,
+            torch.ops.burrstone.rms_norm_int8.default, **outputs, x=x, weight=weight, eps=eps, residual=None
         )
         return done[1], done[2]
 
@@ -83,13 +79,9 @@ def _patterns(device: str) -> pattern_matcher.PatternMatcherPass:
         return rows, scales, total
 
     def joined_add_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        outputs = _outputs(x, x.shape[1]) | {"total": torch.empty(x.shape, dtype=x.dtype, device=x.device)}
         done = auto_functionalized(
-            torch.ops.burrstone.rms_norm_int8.default,
-            **_outputs(x, x.shape[1]),
-            x=x,
-            weight=weight,
-            eps=eps,
-            residual=residual,
+            torch.ops.burrstone.rms_norm_int8.default, **outputs, x=x, weight=weight, eps=eps, residual=residual
         )
         return done[1], done[2], done[3]
 

@@ -33,7 +33,7 @@ class Int8Linear(vllm.CutlassInt8ScaledMMLinearKernel):
     def __init__(self, c: Any, layer_param_names: Any) -> None:
         super().__init__(c, layer_param_names)
         options = current()
-        self.always = options.int8_linear == "on"
+        self.linear = options.int8_linear
         if options.int8_fusion:
             FuseInt8Rows.join(vllm.get_current_vllm_config())
 
@@ -49,5 +49,5 @@ class Int8Linear(vllm.CutlassInt8ScaledMMLinearKernel):
     def apply_weights(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight, weight_scales, *_ = self._get_layer_params(layer)
         rows, scales = int8_ops.int8_rows(x.reshape(-1, x.shape[-1]))
-        y = int8_ops.int8_product(rows, scales, weight.t(), weight_scales, bias, x.dtype, self.always)
+        y = int8_ops.int8_product(rows, scales, weight.t(), weight_scales, bias, x.dtype, self.linear)
         return y.reshape(*x.shape[:-1], weight.shape[1])

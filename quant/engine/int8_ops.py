@@ -16,9 +16,12 @@ from burrstone.kernels.tall import MAX_TOKENS, Workspace
 from burrstone.quant.engine import vllm_compat as vllm
 
 _LIBRARY = torch.library.Library("burrstone", "FRAGMENT")
-# A launch's place for parts, kept between launches, so that a graph's replay finds it. vLLM runs a model's layers on one
-# stream, one after the other.
-_workspaces: dict[torch.device, Workspace] = {}
+# Values that programs leave for one another, and counts of tiles: the most of any layer so far, which is known before a graph
+# is captured.
+_room = {"parts": 0, "arrivals": 0}
+# By the stream that launches are on, for two at once must not share one. The last of a list is in use; those before it may be
+# what a captured graph holds.
+_workspaces: dict[tuple[torch.device, int], list[Workspace]] = {}
 
 
 def wins_somewhere(arch: str) -> bool:
@@ -26,19 +29,28 @@ def wins_somewhere(arch: str) -> bool:
     return any(row["arch"] == arch and row["wins"] for row in tuned_rows(ours.NAME))
 
 
-def is_ours(arch: str, tokens: int, n: int, k: int, *, always: bool) -> bool:
-    """Whether our kernel computes this product; always: not only where the table says that it wins."""
-    return 0 < tokens <= MAX_TOKENS and (always or select(ours.NAME, arch, tokens, n, k).wins is True)
+def is_ours(arch: str, tokens: int, n: int, k: int, linear: str) -> bool:
+    """Whether our kernel computes this product. linear: "off", "auto" for where the table says that it wins, or "on"."""
+    if linear == "off" or not 0 < tokens <= MAX_TOKENS:
+        return False
+    return linear == "on" or select(ours.NAME, arch, tokens, n, k).wins is True
 
 
 def prepare(device: torch.device, n: int, k: int) -> None:
-    """Make room for all products of [tokens, k] and [n, k], before a graph is captured."""
-    needed = [ours.workspace_for(device, tokens, n, k) for tokens in (16, 32, MAX_TOKENS)]
-    if device in _workspaces:
-        needed.append(_workspaces[device])
-    _workspaces[device] = Workspace(
-        max((one.parts for one in needed), key=Tensor.numel), max((one.arrivals for one in needed), key=Tensor.numel)
-    )
+    """Make room for all products of [tokens, k] and [n, k]."""
+    for tokens in (16, 32, MAX_TOKENS):
+        needed = ours.workspace_for(device, tokens, n, k)
+        _room["parts"] = max(_room["parts"], needed.parts.numel())
+        _room["arrivals"] = max(_room["arrivals"], needed.arrivals.numel())
+
+
+def _workspace(device: torch.device) -> Workspace:
+    stream = torch.cuda.current_stream(device).stream_id if device.type == "cuda" else 0
+    made = _workspaces.setdefault((device, stream), [])
+    if not made or made[-1].parts.numel() < _room["parts"] or made[-1].arrivals.numel() < _room["arrivals"]:
+        parts = torch.empty(_room["parts"], dtype=torch.int32, device=device)
+        made.append(Workspace(parts, torch.zeros(_room["arrivals"], dtype=torch.int32, device=device)))
+    return made[-1]
 
 
 def _rows_on_gpu(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,13 +65,13 @@ def _product_on_gpu(
     weight_scales: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
-    always: bool,
+    linear: str,
 ) -> Tensor:
     tokens, k = rows.shape
     n = weight.shape[0]
-    if is_ours(library.arch_of(rows.device), tokens, n, k, always=always):
+    if is_ours(library.arch_of(rows.device), tokens, n, k, linear):
         return ours.gemm_w8a8_decode(
-            rows, scales, weight, weight_scales, bias, dtype=dtype, workspace=_workspaces[rows.device]
+            rows, scales, weight, weight_scales, bias, dtype=dtype, workspace=_workspace(rows.device)
         )
     library.count(
         "int8_product", "CUTLASS", "many tokens" if tokens > MAX_TOKENS else "nothing measured says ours wins"
@@ -77,7 +89,7 @@ def _product_elsewhere(
     weight_scales: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
-    always: bool,
+    linear: str,
 ) -> Tensor:
     library.count("int8_product", "reference", "not on a GPU")
     y = reference_product(rows, scales, weight, weight_scales)
@@ -95,7 +107,7 @@ def _fake_product(
     weight_scales: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
-    always: bool,
+    linear: str,
 ) -> Tensor:
     return rows.new_empty(rows.shape[0], weight.shape[0], dtype=dtype)
 
@@ -107,7 +119,7 @@ torch.library.register_fake("burrstone::int8_rows", _fake_rows, lib=_LIBRARY)
 
 _LIBRARY.define(
     "int8_product(Tensor rows, Tensor scales, Tensor weight, Tensor weight_scales, Tensor? bias, ScalarType dtype, "
-    "bool always) -> Tensor"
+    "str linear) -> Tensor"
 )
 _LIBRARY.impl("int8_product", _product_on_gpu, "CUDA")
 _LIBRARY.impl("int8_product", _product_elsewhere, "CPU")

@@ -3,6 +3,7 @@
 vLLM calls `register` in every process it starts, on every platform.
 """
 
+import logging
 from typing import Any
 
 BITSANDBYTES = "bitsandbytes"
@@ -36,8 +37,15 @@ def offer_kernels(vllm: Any) -> None:
     attention under the name CUSTOM, which somebody must ask for."""
     from burrstone.quant.engine.int8_linear import Int8Linear
 
+    be_heard()
     kernels = vllm.POSSIBLE_INT8_KERNELS[vllm.PlatformEnum.CUDA]
     if Int8Linear not in kernels:
         # vLLM's own way to register appends, and the first that can do it is taken.
         kernels.insert(0, Int8Linear)
     vllm.register_backend(vllm.AttentionBackendEnum.CUSTOM, ATTENTION)
+
+
+def be_heard() -> None:
+    """Which kernel runs is told in the log, once each. vLLM's processes show vLLM's own loggers, from when they are set up on,
+    so ours goes the same way; where burrstone has set up its own, it stays with that."""
+    logging.getLogger("burrstone").parent = logging.getLogger("vllm")

@@ -29,6 +29,10 @@ def check_kernels(config: ServeConfig, profile: str) -> None:
         raise ConfigError(
             "engine.kernels.int8_fusion rewrites compiled graphs, and engine.enforce_eager compiles none; set one of them"
         )
+    if kernels.int8_attention and config.engine.speculative is not None:
+        raise ConfigError(
+            "engine.kernels.int8_attention decodes one token a step, and engine.speculative checks several; set one of them"
+        )
     if kernels.lora_configs is not None and not any(kernels.lora_configs.expanduser().glob("*_SHRINK.json")):
         raise ConfigError(
             f"engine.kernels.lora_configs: no file in {kernels.lora_configs} is named GPU_SHRINK.json, as vLLM names them "

@@ -38,7 +38,7 @@ def test_a_layer_of_ops() -> None:
     rounded = [
         (weight / scale[:, None]).round().to(torch.int8) for weight, scale in zip((up, down), scales, strict=True)
     ]
-    hidden = gemm_w8a8_decode(*rms_norm_int8(x, norm, 1e-5), rounded[0], scales[0])
+    hidden = gemm_w8a8_decode(*rms_norm_int8(x, norm, 1e-5)[:2], rounded[0], scales[0])
     found = gemm_w8a8_decode(*silu_mul_int8(hidden), rounded[1], scales[1])
     h = x.float() * torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-5) @ up.T
     wanted = torch.nn.functional.silu(h[:, :128]) * h[:, 128:] @ down.T

@@ -22,7 +22,7 @@ from burrstone.kernels.measure.budget import Budget
 from burrstone.kernels.measure.cases.case import Goal, Kernel
 from burrstone.kernels.measure.cases.every import CASES, chosen
 from burrstone.kernels.measure.ceilings import Ceilings
-from burrstone.kernels.measure.device import find
+from burrstone.kernels.measure.device import Device, find
 from burrstone.kernels.measure.files import write_whole
 from burrstone.kernels.measure.peers import Absent, Peer, compiled, missing, vllm_op
 from burrstone.kernels.measure.report import REHEARSAL, write_report
@@ -206,6 +206,16 @@ def test_what_the_time_does_not_do_for_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(timing, "rounds", lambda *_: 0)
     (cut,) = run(plan(quick("silu_mul_int8")))["cut"]
     assert "100 samples of each do not fit" in cut["what"]
+
+
+def test_after_the_device_is_lost_nothing_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.burrstone, "silu_mul_int8", Planted("silu_mul_int8", lambda *_: None))
+    monkeypatch.setattr(Device, "lost", lambda _: True)
+    results = run(plan(*chosen(["silu_mul_int8", "rms_norm_int8"])))
+    assert not results["complete"] and results["cases"] == [] and results["ceilings"] is None
+    wrong = {name: (row["ok"], len(row["wrong"])) for name, row in results["correctness"].items()}
+    assert wrong == {"silu_mul_int8": (False, 1), "rms_norm_int8": (None, 0)}
+    assert "context was lost here" in results["cut"][-1]["what"]
 
 
 def test_what_is_left_is_split_evenly() -> None:

@@ -1,6 +1,7 @@
 """`burrstone kernels tune`: which tiles are tried, and what is written."""
 
 import json
+import multiprocessing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,20 @@ def test_what_a_tile_fails_with_is_its_fault(monkeypatch: pytest.MonkeyPatch) ->
     assert fault("gemm_w8a16", shape, TILE, find("cpu"), 1) == "TooFar: 12 registers spill"
 
 
-def test_tiles_are_tried_in_processes_of_their_own() -> None:
+def test_tiles_are_tried_in_processes_beside() -> None:
+    """What is late is stopped, and the next shape's tiles find a process again; so they do after one has died."""
+    shape = {"m": 16, "n": 128, "k": 512}
     with trials.Trials(find("cpu"), seed=1, processes=1) as processes:
-        found = processes.faults("gemm_w8a8_decode", {"m": 16, "n": 128, "k": 512}, [TILE], 60.0)
-    assert found == {TILE: None}
+        assert processes.faults("gemm_w8a8_decode", shape, [TILE], 0.0) == {}
+        assert not multiprocessing.active_children()
+        assert processes.faults("gemm_w8a8_decode", shape, [TILE], 60.0) == {TILE: None}
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        child.join()
+        broken = processes.faults("gemm_w8a8_decode", shape, [TILE], 60.0)
+        assert all(told is not None and "BrokenProcessPool" in told for told in broken.values())
+        assert processes.faults("gemm_w8a8_decode", shape, [TILE], 60.0) == {TILE: None}
+    assert not multiprocessing.active_children()
 
 
 def test_no_time_is_told_and_ctrl_c_keeps_what_is_finished(

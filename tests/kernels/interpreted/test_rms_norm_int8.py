@@ -15,10 +15,15 @@ EPS = 1e-5
 
 
 def run(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What was in the outputs before must not matter."""
+    """What was in the outputs before must not matter. The sum is looked at here."""
     out = torch.full(x.shape, 77, dtype=torch.int8)
     scales = torch.full((x.shape[0],), math.nan)
-    launch(out, scales, x, weight, EPS, residual)
+    total = None if residual is None else torch.full(x.shape, math.nan, dtype=x.dtype)
+    before = None if residual is None else residual.clone()
+    launch(out, scales, total, x, weight, EPS, residual)
+    if residual is not None and total is not None and before is not None:
+        assert torch.equal(residual, before)
+        assert torch.equal(total, (x.float() + residual.float()).to(x.dtype))
     return out, scales
 
 
@@ -37,8 +42,6 @@ def test_rows(dtype: torch.dtype, rows: int, n: int, has_residual: bool) -> None
     h = x if residual is None else (x.float() + residual.float()).to(dtype)
     out, scales = run(x, weight, residual)
     assert_rows(out, scales, exact(h, weight))
-    if residual is not None:
-        assert torch.equal(residual, h)
 
 
 def test_rows_may_be_strided_and_none() -> None:
@@ -61,7 +64,7 @@ def test_what_stands_beyond_a_row_is_not_read() -> None:
 def test_what_stands_beyond_a_row_is_not_written() -> None:
     out = torch.full((2, 100), 77, dtype=torch.int8)
     scales = torch.full((2,), math.nan)
-    launch(out[:1], scales[:1], torch.randn(1, 100), torch.ones(100), EPS, None)
+    launch(out[:1], scales[:1], None, torch.randn(1, 100), torch.ones(100), EPS, None)
     assert (out[1] == 77).all() and scales[1].isnan()
 
 
@@ -81,12 +84,20 @@ def test_a_row_that_is_no_number_says_so(poison: float) -> None:
 
 def test_the_reference_is_the_same() -> None:
     x, weight, residual = torch.randn(5, 100), torch.randn(100), torch.randn(5, 100)
-    theirs = torch.empty(5, 100, dtype=torch.int8), torch.empty(5), residual.clone()
-    reference(theirs[0], theirs[1], x, weight, EPS, theirs[2])
-    assert_rows(theirs[0], theirs[1], exact(x + residual, weight))
+    rounded, found, total = torch.empty(5, 100, dtype=torch.int8), torch.empty(5), torch.empty(5, 100)
+    reference(rounded, found, total, x, weight, EPS, residual)
+    assert_rows(rounded, found, exact(x + residual, weight))
+    assert torch.equal(total, x + residual)
     out, scales = run(x, weight, residual)
-    assert torch.equal(residual, theirs[2]) and (out.int() - theirs[0].int()).abs().max() <= 1
-    torch.testing.assert_close(scales, theirs[1], rtol=1e-6, atol=0)
+    assert (out.int() - rounded.int()).abs().max() <= 1
+    torch.testing.assert_close(scales, found, rtol=1e-6, atol=0)
+
+
+def test_the_sum_may_take_the_residuals_place() -> None:
+    x, weight, residual = torch.randn(3, 100).bfloat16(), torch.ones(100).bfloat16(), torch.randn(3, 100).bfloat16()
+    wanted = (x.float() + residual.float()).bfloat16()
+    launch(torch.empty(3, 100, dtype=torch.int8), torch.empty(3), residual, x, weight, EPS, residual)
+    assert torch.equal(residual, wanted)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

@@ -1,5 +1,6 @@
 """Our attention backend as vLLM calls it: what it keeps, what it computes, what it refuses."""
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,11 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from burrstone.kernels.ops.attention_kv_int8 import largest_workspace, workspace_for
+from burrstone.quant.engine import int8_attention
 from burrstone.quant.engine import vllm_compat as vllm
 from burrstone.quant.engine.int8_attention import Int8Attention, Int8AttentionBackend, Int8Metadata, Int8MetadataBuilder
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 4, 2, 32, 16
 SCALE = HEAD_DIM**-0.5
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = SimpleNamespace(model_config=SimpleNamespace(max_model_len=128))
+    monkeypatch.setitem(vllm.__dict__, "get_current_vllm_config", lambda: current)
 
 
 def attention(**changes: Any) -> Int8Attention:
@@ -42,6 +51,8 @@ def step(tables: Tensor, news: list[int], lengths: list[int], *, padding: int = 
         slots=torch.tensor(slots + [-1] * padding),
         begins=begins[decodes:] if decodes < len(news) else [],
         prompt_lengths=lengths[decodes:],
+        positions=torch.zeros(sum(news) + padding, dtype=torch.int64),
+        workspace=largest_workspace(torch.empty(len(news), HEADS, HEAD_DIM), KV_HEADS),
     )
 
 
@@ -96,8 +107,10 @@ def test_prompts_in_chunks_and_then_tokens() -> None:
         near(each, row, 1, length)
 
 
-def test_a_chunk_decides_nothing() -> None:
+@pytest.mark.parametrize("rows", [2048, 7])
+def test_a_chunk_decides_nothing(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """The same prompt whole and in pieces: the same keys and values are read, so the same comes out."""
+    monkeypatch.setattr(int8_attention, "_PROMPT_ROWS", rows)
     torch.manual_seed(1)
     tables = torch.tensor([[1, 0, 2]], dtype=torch.int32)
     query, key, value = (torch.randn(40, heads, HEAD_DIM).bfloat16() for heads in (HEADS, KV_HEADS, KV_HEADS))
@@ -141,6 +154,17 @@ def test_what_it_does_not_compute_is_refused(changes: dict[str, Any], told: str)
         attention(**changes)
 
 
+def test_memory_that_vllm_drops_is_not_kept() -> None:
+    run, kept = attention(), memory(1)
+    x = torch.randn(2, HEADS, HEAD_DIM).bfloat16()
+    tables = torch.zeros(1, 1, dtype=torch.int32)
+    run.forward(None, x, x[:, :2], x[:, :2], kept, step(tables, [2], [2]), torch.empty_like(x))
+    storage = weakref.ref(kept.untyped_storage())
+    alive = weakref.ref(kept)
+    del kept
+    assert alive() is None and run._cache is None and storage() is None
+
+
 def test_a_cache_in_another_order_is_refused() -> None:
     x = torch.randn(2, HEADS, HEAD_DIM).bfloat16()
     tables = torch.zeros(1, 1, dtype=torch.int32)
@@ -165,6 +189,8 @@ def configuration(**changes: Any) -> list[str]:
         ({"kv_cache_dtype": "auto"}, "kv_cache_dtype not supported"),
         ({"dtype": torch.float32}, "dtype not supported"),
         ({"head_size": 72}, "head_size not supported"),
+        ({"head_size": 256}, "head_size not supported"),
+        ({"use_kv_connector": True}, "KV connector not supported"),
         ({"block_size": 8}, "block_size not supported"),
         ({"has_sliding_window": True}, "sliding window not supported"),
         ({"has_sink": True}, "attention sinks not supported"),
@@ -179,8 +205,14 @@ def test_what_vllm_asks_before_an_engine_starts(changes: dict[str, Any], reason:
 
 def test_a_steps_numbers() -> None:
     """Sequences of one new token are the kernel's; of the others the host must know where they begin and end."""
-    config = SimpleNamespace(speculative_config=None, parallel_config=SimpleNamespace(decode_context_parallel_size=1))
-    builder = Int8MetadataBuilder(SimpleNamespace(), ["layer"], config, torch.device("cpu"))
+    config = SimpleNamespace(
+        speculative_config=None,
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1),
+        scheduler_config=SimpleNamespace(max_num_seqs=300, max_num_batched_tokens=64),
+        model_config=SimpleNamespace(get_num_attention_heads=lambda _: 32),
+    )
+    spec = SimpleNamespace(num_kv_heads=8, head_size=128)
+    builder = Int8MetadataBuilder(spec, ["layer"], config, torch.device("cpu"))
     assert builder.reorder_batch_threshold == 1
     starts = torch.tensor([0, 1, 2, 9, 12], dtype=torch.int32)
     lengths = torch.tensor([30, 4, 7, 50], dtype=torch.int32)
@@ -194,8 +226,15 @@ def test_a_steps_numbers() -> None:
         block_table_tensor=torch.zeros(4, 4, dtype=torch.int32),
         slot_mapping=torch.arange(12),
         is_prefilling=None,
+        seq_lens_cpu_upper_bound=None,
     )
     built = builder.build(0, common)
+    assert built.positions.shape == (300,) and not built.positions.any()
+    for sequences in (1, 7, 64, 300):
+        query, tables = torch.empty(sequences, 32, 128), torch.zeros(sequences, 4096, dtype=torch.int32)
+        needed = workspace_for(query, torch.empty(1, 8, PAGE, 128), tables)
+        assert needed.parts.numel() <= built.workspace.parts.numel()
+        assert needed.arrivals.numel() <= built.workspace.arrivals.numel()
     assert (built.decodes, built.begins, built.prompt_lengths) == (2, [2, 9, 12], [7, 50])
     common.query_start_loc = common.query_start_loc_cpu = torch.arange(5, dtype=torch.int32)
     common.max_query_len, common.num_actual_tokens = 1, 4

@@ -28,7 +28,7 @@ class Weights:
     @staticmethod
     def linear(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
         rows, row_scales = int8_ops.int8_rows(x)
-        return int8_ops.int8_product(rows, row_scales, weight, scales, None, x.dtype, True)
+        return int8_ops.int8_product(rows, row_scales, weight, scales, None, x.dtype, "on")
 
     def layer(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """As vLLM's Llama: a residual's norm, the MLP, a norm."""

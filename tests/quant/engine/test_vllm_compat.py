@@ -14,6 +14,7 @@ from vllm.model_executor.layers.fused_moe import routed_experts
 from vllm.model_executor.model_loader import weight_utils
 from vllm.platforms.cpu import CpuPlatform
 from vllm.plugins import load_plugins_by_group
+from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from burrstone.quant.engine import plugin
 from burrstone.quant.engine import vllm_compat as vllm
@@ -201,4 +202,5 @@ def test_an_attention_backend_is_called_as_ours_expects() -> None:
     assert set(parameters(Int8Attention.__init__)) >= {"num_heads", "head_size", "scale", "num_kv_heads"}
     assert vllm.AttentionBackend.forward_includes_kv_cache_update is True
     assert parameters(vllm.split_decodes_and_prefills)[:2] == ["common_attn_metadata", "decode_threshold"]
+    assert "Precise for prefill rows" in inspect.getsource(CommonAttentionMetadata)
     assert parameters(vllm.register_backend)[:2] == ["backend", "class_path"]

@@ -59,6 +59,11 @@ def test_fusion_without_compilation_is_refused() -> None:
         check_kernels(config({"int8_fusion": True}, enforce_eager=True), "cuda")
 
 
+def test_attention_and_speculation_are_refused_together() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.speculative checks several"):
+        check_kernels(config({"int8_attention": True}, speculative={"method": "ngram", "num_tokens": 3}), "cuda")
+
+
 def test_lora_configurations_are_a_folder_of_vllms_names(tmp_path: Path) -> None:
     asked = config({"lora_configs": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"is named GPU_SHRINK.json"):
