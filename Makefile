@@ -17,7 +17,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-dev serve check test conformance soak bench figures bench-oracle quant-oracle test-gpu kernels-check kernels-mutations lock proto docs clean
+.PHONY: help python setup setup-dev serve check test conformance soak bench figures bench-oracle quant-oracle test-gpu kernels-check kernels-golden kernels-mutations lock proto docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -77,6 +77,10 @@ bench-oracle: setup ## Our load generator beside `vllm bench serve`, about ten m
 kernels-check: setup-dev $(TRITONS:%=.triton/%) ## Compile the kernels for every GPU with every Triton that runs them somewhere
 	@for version in $(TRITONS); do PYTHONPATH=.triton/$$version $(BIN)/burrstone kernels check || exit 1; done
 	@$(BIN)/burrstone kernels check
+
+kernels-golden: setup-dev $(TRITONS:%=.triton/%) ## Write the golden figures of every Triton anew, when those that differ were looked at
+	@for version in $(TRITONS); do PYTHONPATH=.triton/$$version $(BIN)/burrstone kernels check --update-golden || exit 1; done
+	@$(BIN)/burrstone kernels check --update-golden
 
 kernels-mutations: setup-dev ## Break the kernels in many ways, each of which a test must catch: make kernels-mutations [OUT=file]
 	$(BIN)/python tests/kernels/mutate.py $(if $(OUT),--out $(OUT))

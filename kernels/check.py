@@ -54,7 +54,8 @@ def differences(golden: Figures, found: Figures) -> Iterator[str]:
         for target in sorted({*golden.get(name, ()), *found.get(name, ())}):
             old, new = golden.get(name, {}).get(target), found.get(name, {}).get(target)
             if old is None or new is None:
-                yield f"{name} on {target}: {'new' if old is None else 'gone'}; see --update-golden"
+                told = "gone" if new is None else f"new: {json.dumps(new)}"
+                yield f"{name} on {target}: {told}; see --update-golden"
             elif changed := ", ".join(_changes(old, new)):
                 yield f"{name} on {target}: {changed}; see --update-golden"
 
@@ -62,8 +63,8 @@ def differences(golden: Figures, found: Figures) -> Iterator[str]:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key in sorted({*old, *new}):
         was, now = old.get(key, 0), new.get(key, 0)
-        if isinstance(was, dict) and isinstance(now, dict):
-            yield from _changes(was, now)
+        if isinstance(was, dict) or isinstance(now, dict):
+            yield from _changes(was or {}, now or {})
         elif was != now:
             yield f"{key} {was} -> {now}"
 

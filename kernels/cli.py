@@ -1,7 +1,9 @@
 """`burrstone kernels`: flags only. What they do is loaded when it is asked for, so that other commands need not wait."""
 
 import argparse
+import importlib.util
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -42,7 +44,9 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
         "figures of this Triton. Exit code 1 on any failure.",
     )
     check.add_argument("--json", action="store_true")
-    check.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="at once [%(default)s]")
+    check.add_argument(
+        "--processes", type=_count, default=os.cpu_count() or 1, metavar="N", help="at once [%(default)s]"
+    )
     check.add_argument("--update-golden", action="store_true", help="write this Triton's golden figures")
     check.set_defaults(run=_check)
     _add_bench(actions)
@@ -80,10 +84,12 @@ def _add_tune(actions: Any) -> None:
     )
     tune.add_argument("--out", type=Path, metavar="FOLDER", help="write tables here [the kernels' own]")
     _add_common(tune, "a kernel that has a table")
-    tune.add_argument("--candidates", type=int, default=32, metavar="N", help="tiles to try at a shape [%(default)s]")
+    tune.add_argument(
+        "--candidates", type=_count, default=32, metavar="N", help="tiles to try at a shape [%(default)s]"
+    )
     tune.add_argument(
         "--processes",
-        type=int,
+        type=_count,
         default=min(8, os.cpu_count() or 1),
         metavar="N",
         help="that compile at once [%(default)s]",
@@ -97,7 +103,7 @@ def _add_common(parser: argparse.ArgumentParser, what: str) -> None:
         "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal, with tiny shapes [cuda]"
     )
     parser.add_argument(
-        "--budget-s", type=float, default=_BUDGET_S, metavar="S", help="how long it may take [%(default)g]"
+        "--budget-s", type=_seconds, default=_BUDGET_S, metavar="S", help="how long it may take [%(default)g]"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of the inputs [random, and told]")
     parser.add_argument(
@@ -106,6 +112,20 @@ def _add_common(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="FILE",
         help="the library of vLLM's wheel that registers torch.ops._C, for its kernels as peers",
     )
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is none: at least 1")
+    return count
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time: seconds, more than 0")
+    return seconds
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -142,7 +162,7 @@ def _check(arguments: argparse.Namespace) -> int:
     os.environ.pop("TRITON_INTERPRET", None)
     from burrstone.kernels.check import check, golden_file
 
-    told, figures = check(max(1, arguments.processes))
+    told, figures = check(arguments.processes)
     if arguments.update_golden:
         golden_file().write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
         told["failures"] = [failure for failure in told["failures"] if "--update-golden" not in failure]
@@ -165,6 +185,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     _add_actions(parser)
     arguments = parser.parse_args(argv)
+    if missing := [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]:
+        print(
+            f"burrstone: {sys.executable} has no {missing[0]}; call a Python that has PyTorch and Triton "
+            "(make test-gpu GPU_PYTHON=/path/to/python)",
+            file=sys.stderr,
+        )
+        return 2
     try:
         code: int = arguments.run(arguments)
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from burrstone.batching.errors import UsageError
 from burrstone.batching.policies.spec import Knobs, PolicySpec
@@ -56,7 +56,7 @@ class KernelsConfig(_Section):
 
     int8_linear: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="INT8 products of few tokens: `auto` where a measurement on this kind of GPU says that ours is faster.",
+        description="INT8 products of few tokens: `on`, `off`, or `auto`: where measured to be faster on this kind of GPU.",
     )
     int8_fusion: bool = Field(
         False, description="Make INT8 inputs in one launch with the norm or activation before them; needs compilation."
@@ -65,6 +65,12 @@ class KernelsConfig(_Section):
     lora_configs: Path | None = Field(
         None, description="Folder of launch configurations for vLLM's LoRA kernels, tuned for this GPU."
     )
+
+    @field_validator("int8_linear", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, value: object) -> object:
+        """Unquoted, YAML takes on and off for true and false."""
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class EngineConfig(_Section):

@@ -14,7 +14,7 @@ from burrstone.serving.auth import Authenticator
 from burrstone.serving.config import EMBEDDED_MODEL, ConfigError, ServeConfig
 from burrstone.serving.engine.cpu import check_cpu, cpu_environment
 from burrstone.serving.engine.environment import shared_environment
-from burrstone.serving.engine.kernels import check_kernels, kernel_environment
+from burrstone.serving.engine.kernels import check_kernels, kernel_arguments, kernel_environment
 from burrstone.serving.engine.kv_cache import kv_cache_dtype
 from burrstone.serving.engine.models import ResolvedModel
 from burrstone.serving.engine.scheduling.options import SchedulerOptions
@@ -64,7 +64,8 @@ class Cluster:
         self._config = config.model_copy(
             update={"profile": _profile(config, hardware), "model": _whereabouts(config, model)}
         )
-        kv_cache_dtype(self._config, model.config)  # the replica asks again, but only once Ray runs
+        # The replica asks again, but only once Ray runs.
+        kernel_arguments(self._config, kv_cache_dtype(self._config, model.config))
         self._environment = engine_environment(self._config, hardware)
         self._authenticator = authenticator
         self._deployed = False
@@ -75,7 +76,7 @@ class Cluster:
         """Start Ray if need be and deploy. Returns before the engine is ready; watch /ready and state().
 
         `judged_stamp` is of the model's files whose verdict was looked at, so that the replica need not read them again.
-        Raises ConfigError when the cluster that was joined runs a server of ours already.
+        Raises ConfigError when the cluster that was joined runs a server of ours already, and when this machine lacks GPUs.
         """
         wanted = _RAY_ENVIRONMENT
         if not self.joined:
@@ -105,6 +106,8 @@ class Cluster:
                     "A cluster that asks for a token wants RAY_AUTH_MODE=token here as well"
                 ) from error
             self._session_dir = None if self.joined else context.address_info["session_dir"]
+        if not self.joined:
+            _check_gpus(num_gpus(self._config), int(ray.cluster_resources().get("GPU", 0)))
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         if APP_NAME in serve.status().applications:
@@ -165,6 +168,15 @@ class Cluster:
         # Serve's own threads go on for a moment without Ray, and would report what they then miss.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         ray.shutdown()
+
+
+def _check_gpus(needed: int, there: int) -> None:
+    """Ray would wait for them."""
+    if needed > there:
+        raise ConfigError(
+            f"profile cuda needs {needed} GPU(s), one for each worker, and Ray sees {there} here; serve on a machine that "
+            "has them, join a Ray cluster with RAY_ADDRESS, or leave the profile to the machine"
+        )
 
 
 def num_gpus(config: ServeConfig) -> int:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from burrstone.kernels.measure import device as devices
-from burrstone.kernels.measure.bench import Plan, bench
+from burrstone.kernels.measure.bench import SCHEMA, Plan, bench
 from burrstone.kernels.measure.budget import Budget
 from burrstone.kernels.measure.cases.every import chosen
 from burrstone.kernels.measure.device import Device, Unusable
 from burrstone.kernels.measure.files import write_json
+from burrstone.kernels.measure.peers import load_vllm
 from burrstone.kernels.measure.report import REHEARSAL, write_report
 from burrstone.kernels.measure.sanitizer import sanitize
 from burrstone.kernels.measure.tables import tunable
@@ -33,6 +34,9 @@ def run_bench(arguments: argparse.Namespace) -> int:
     device = devices.find(arguments.device)
     kernels = chosen(arguments.only)
     _check_writable(arguments.out)
+    _check_vllm(arguments.vllm_library)
+    if device.rehearsal and arguments.out is not None and _is_real(arguments.out):
+        raise Unusable(f"--out {arguments.out} holds what a GPU did, and this is a rehearsal; give it another name")
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
     if arguments.sanitizer and device.rehearsal:
         raise Unusable("--sanitizer looks at what a GPU does; there is nothing to rehearse")
@@ -55,7 +59,12 @@ def run_bench(arguments: argparse.Namespace) -> int:
         if arguments.out is not None:
             write_json(arguments.out, results | {"sanitizer": sanitized})
 
-    results = bench(plan, _say, keep)
+    try:
+        results = bench(plan, _say, keep)
+    except KeyboardInterrupt:
+        if arguments.out is not None and arguments.out.exists():
+            _say(f"{arguments.out} holds what was done until now; `burrstone kernels report {arguments.out}` draws it")
+        raise
     if arguments.out is not None:
         for line in (f"{arguments.out} written", *write_report(results, arguments.out)):
             _say(line)
@@ -64,8 +73,17 @@ def run_bench(arguments: argparse.Namespace) -> int:
     wrong = [name for name, row in results["correctness"].items() if row["wrong"]]
     if wrong:
         _say(f"wrong, and not timed: {', '.join(wrong)}")
-    unchecked = arguments.check_only and results["cut"]
-    return 1 if wrong or unchecked or any(what.startswith("found") for what in sanitized.values()) else 0
+    unchecked = [name for name, row in results["correctness"].items() if not row["checked"]]
+    if unchecked:
+        _say(f"not checked at all: {', '.join(unchecked)}")
+    return (
+        1
+        if wrong
+        or unchecked
+        or (arguments.check_only and results["cut"])
+        or any(what.startswith("found") for what in sanitized.values())
+        else 0
+    )
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
@@ -77,6 +95,11 @@ def run_tune(arguments: argparse.Namespace) -> int:
     if device.rehearsal and arguments.out is None:
         raise Unusable("a rehearsal wants --out: its rows must not get into the kernels' own tables")
     folder = Path(str(files("burrstone.kernels.tuned"))) if arguments.out is None else arguments.out
+    _check_vllm(arguments.vllm_library)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unusable(f"--out {folder} is no folder that tables can be written into: {error.strerror}") from error
     tuning = Tuning(
         names=arguments.only or tunable(),
         device=device,
@@ -99,12 +122,11 @@ def run_report(arguments: argparse.Namespace) -> int:
     file: Path = arguments.results
     try:
         results = json.loads(file.read_text())
-        lines = write_report(results, file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Unusable(
-            f"{file} holds no results of `burrstone kernels bench`: {type(error).__name__}: {error}"
-        ) from error
-    for line in lines:
+    except ValueError as error:
+        raise Unusable(f"{file} is no JSON: {error}") from error
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise Unusable(f"{file} holds no results of `burrstone kernels bench`, which say so by schema {SCHEMA!r}")
+    for line in write_report(results, file):
         _say(line)
     return 0
 
@@ -127,6 +149,19 @@ def _check_writable(file: Path | None) -> None:
         raise Unusable(f"--out {file} cannot be written")
     if file.suffix != ".json":
         raise Unusable(f"--out {file}: results are JSON; the table and the picture are written beside them")
+
+
+def _check_vllm(library: Path | None) -> None:
+    """Before minutes are spent without the peers that were asked for."""
+    if library is not None and (why := load_vllm(str(library))):
+        raise Unusable(f"--vllm-library: {why}")
+
+
+def _is_real(file: Path) -> bool:
+    try:
+        return json.loads(file.read_text()).get("rehearsal") is False
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _rehearse(device: Device) -> None:

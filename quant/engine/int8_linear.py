@@ -26,7 +26,7 @@ class Int8Linear(vllm.CutlassInt8ScaledMMLinearKernel):
         arch = library.arch_of(torch.device(vllm.current_platform.device_type))
         measured = options.int8_linear == "auto" and int8_ops.wins_somewhere(arch)
         if not (options.int8_fusion or measured or options.int8_linear == "on"):
-            reason = "is off" if options.int8_linear == "off" else f"was measured to win nowhere on {arch}"
+            reason = "is off" if options.int8_linear == "off" else f"no measurement says that it is faster on {arch}"
             return False, reason
         return super().can_implement(c)
 

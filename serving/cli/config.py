@@ -6,6 +6,7 @@ from typing import Any
 
 from burrstone.serving.cli.flags import add_config_flags, config_from_flags
 from burrstone.serving.config_load import LoadedConfig, options
+from burrstone.serving.engine.kernels import check_kernels
 
 
 def add_parser(commands: Any) -> None:
@@ -49,6 +50,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    config_from_flags(arguments)
+    config = config_from_flags(arguments).config
+    if config.profile != "auto":
+        check_kernels(config, config.profile)
     print("The configuration is valid.")
     return 0

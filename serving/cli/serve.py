@@ -74,7 +74,7 @@ def _serve(config: ServeConfig, authenticator: Authenticator) -> int:
     if not started:
         _stop_at_once(cluster)
         return 1 if not stop.is_set() else _EXIT_INTERRUPTED
-    print(_greeting(config, model, verdict, progress.elapsed_s), flush=True)
+    print(_greeting(config, model, verdict, progress.elapsed_s, cluster.log_dir()), flush=True)
     return _serve_until(stop, config, cluster)
 
 
@@ -161,7 +161,9 @@ def _address(host: str, port: int) -> str:
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
 
 
-def _greeting(config: ServeConfig, model: ResolvedModel, verdict: Verdict, elapsed_s: float) -> str:
+def _greeting(
+    config: ServeConfig, model: ResolvedModel, verdict: Verdict, elapsed_s: float, log_dir: str | None
+) -> str:
     name = (config.served_names or model.served_names)[0]
     guarded = bool(load_keys(config.auth).keys)
     curl_key = " -H 'Authorization: Bearer YOUR_KEY'" if guarded else ""
@@ -169,6 +171,7 @@ def _greeting(config: ServeConfig, model: ResolvedModel, verdict: Verdict, elaps
     lines = [
         f"burrstone serves {name} (ready after {elapsed_s:.0f} s). Ctrl-C drains and stops.",
         *([] if (line := shown(verdict, model)) is None else [f"verdict    {line}"]),
+        *([] if log_dir is None else [f"logs       {log_dir}"]),
         "",
         f"HTTP   {base_url(config)}/v1   (docs: {base_url(config)}/docs)",
         f"  curl {base_url(config)}/v1/chat/completions{curl_key} -H 'Content-Type: application/json' -d '{body}'",

@@ -29,6 +29,8 @@ def check_kernels(config: ServeConfig, profile: str) -> None:
         raise ConfigError(
             "engine.kernels.int8_fusion rewrites compiled graphs, and engine.enforce_eager compiles none; set one of them"
         )
+    if kernels.int8_attention and config.engine.kv_cache_dtype != "auto":
+        _check_cache(config.engine.kv_cache_dtype)
     if kernels.int8_attention and config.engine.speculative is not None:
         raise ConfigError(
             "engine.kernels.int8_attention decodes one token a step, and engine.speculative checks several; set one of them"
@@ -53,13 +55,17 @@ def kernel_arguments(config: ServeConfig, kv_cache_dtype: str) -> dict[str, Any]
         )
     arguments: dict[str, Any] = {"additional_config": {KEY: switches} | given}
     if kernels.int8_attention:
-        if kv_cache_dtype != _INT8:
-            raise ConfigError(
-                f"engine.kernels.int8_attention reads an INT8 KV cache, and this one is {kv_cache_dtype!r}; set "
-                f"engine.kv_cache_dtype to {_INT8}, or leave int8_attention out"
-            )
+        _check_cache(kv_cache_dtype)
         arguments["attention_backend"] = ATTENTION_BACKEND
     return arguments
+
+
+def _check_cache(kv_cache_dtype: str) -> None:
+    if kv_cache_dtype != _INT8:
+        raise ConfigError(
+            f"engine.kernels.int8_attention reads an INT8 KV cache, and this one is {kv_cache_dtype!r}; set "
+            f"engine.kv_cache_dtype to {_INT8}, or leave int8_attention out"
+        )
 
 
 def kernel_environment(config: ServeConfig) -> dict[str, str]:

@@ -77,5 +77,5 @@ def test_a_changed_figure_is_told() -> None:
     assert list(differences(old, new)) == [
         "a on sm80: IMMA 8 -> 0, LDGSTS 0 -> 2, registers 40 -> 48; see --update-golden",
         "a on sm90: gone; see --update-golden",
-        "b on sm90: new; see --update-golden",
+        'b on sm90: new: {"registers": 3}; see --update-golden',
     ]

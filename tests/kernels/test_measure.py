@@ -270,7 +270,7 @@ def test_floors() -> None:
     [
         (["bench"], "`--device cpu` rehearses everything"),
         (["tune"], "`--device cpu` rehearses everything"),
-        (["bench", "--device", "cpu", "--only", "nobody"], "no kernel is called nobody; there are rms_norm_int8, "),
+        (["bench", "--device", "cpu", "--only", "nobody"], "nobody is no kernel; there are rms_norm_int8, "),
         (["tune", "--device", "cpu", "--only", "lora", "--out", "x"], "lora has no table of tiles; gemm_w8a8_decode, "),
         (["tune", "--device", "cpu"], "a rehearsal wants --out"),
         (["bench", "--device", "cpu", "--out", "results.txt"], "results are JSON"),
@@ -283,6 +283,18 @@ def test_what_cannot_be_done_is_told(arguments: list[str], told: str, capsys: py
     assert main(arguments) == 2
     found = capsys.readouterr().err
     assert found.startswith("burrstone: ") and told in found
+
+
+def test_a_rehearsal_does_not_take_a_real_results_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results.json"
+    out.write_text(json.dumps({"rehearsal": False}))
+    assert main(["bench", "--device", "cpu", "--only", "silu_mul_int8", "--out", str(out)]) == 2
+    assert "give it another name" in capsys.readouterr().err and json.loads(out.read_text()) == {"rehearsal": False}
+
+
+def test_a_library_that_was_asked_for_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--device", "cpu", "--vllm-library", "/nowhere/_C.so"]) == 2
+    assert "/nowhere/_C.so cannot be loaded" in capsys.readouterr().err
 
 
 def test_a_wrong_kernel_is_an_exit_code(

@@ -1,5 +1,9 @@
 """What the replica is given: environment, GPUs, and whose Ray it runs on."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +82,13 @@ def test_a_name_means_the_same_model_in_the_replica(name: str, path: str, given:
     """It may run in another working directory, as in a cluster that was joined."""
     cluster = Cluster(config(model=name), machine("cpu"), Authenticator(()), ResolvedModel(path, ("m",), {}))
     assert cluster._config.model == given
+
+
+def test_gpus_that_are_not_there_are_not_waited_for(tmp_path: Path) -> None:
+    """The command, as on a machine whose driver is not set up."""
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU")
+    command = [sys.executable, "-m", "burrstone.serving.cli.main", "serve", "--profile", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "profile cuda needs 1 GPU(s), one for each worker, and Ray sees 0 here" in done.stderr

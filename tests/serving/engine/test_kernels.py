@@ -33,10 +33,11 @@ def test_attention_is_a_backend_by_name() -> None:
 
 
 def test_attention_over_another_cache_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"engine.kernels.int8_attention reads an INT8 KV cache, and this one is 'auto'"
-    ):
+    told = r"engine.kernels.int8_attention reads an INT8 KV cache, and this one is '(auto|fp8)'"
+    with pytest.raises(ConfigError, match=told):
         kernel_arguments(config({"int8_attention": True}), "auto")
+    with pytest.raises(ConfigError, match=told):
+        check_kernels(config({"int8_attention": True}, kv_cache_dtype="fp8"), "cuda")
 
 
 @pytest.mark.parametrize("value", [[1], {KEY: {}}])
@@ -79,3 +80,8 @@ def test_the_documented_configuration_is_one() -> None:
     documented = ServeConfig.model_validate(yaml.safe_load(block))
     check_kernels(documented, "cuda")
     assert kernel_arguments(documented, documented.engine.kv_cache_dtype)["attention_backend"] == "CUSTOM"
+
+
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ('"on"', "on")])
+def test_on_and_off_as_yaml_reads_them(written: str, meant: str) -> None:
+    assert config(yaml.safe_load(f"int8_linear: {written}")).engine.kernels.int8_linear == meant
