@@ -166,7 +166,8 @@ class Cluster:
             with contextlib.suppress(Exception):  # Serve may be gone already
                 serve.delete(APP_NAME)
         # Serve's own threads go on for a moment without Ray, and would report what they then miss.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        for name in ("asyncio", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         ray.shutdown()
 
 
