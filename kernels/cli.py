@@ -17,7 +17,7 @@ The Triton kernels of the INT8 path.
   burrstone kernels bench      on a GPU: is each right, and how fast beside its peers; a rehearsal elsewhere
   burrstone kernels tune       on a GPU: try tiles, and keep the fastest of each shape
   burrstone kernels report     the table and the roofline of a bench's results"""
-# A slot on a borrowed machine is ten minutes.
+# Under nine minutes, with what the start of a process takes.
 _BUDGET_S = 500.0
 
 
