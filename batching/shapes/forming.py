@@ -16,6 +16,9 @@ from burrstone.batching.errors import UsageError
 from burrstone.batching.shapes.bounds import Shapes
 from burrstone.batching.shapes.lengths import Ints
 
+# A wait is no shorter, however close two requests came: after two at once and then none, one would ask again without end.
+_LEAST_WAIT_S = 1e-3
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchRule:
@@ -114,7 +117,8 @@ class BatchFormer:
         if saved_s * behind <= gap_s * len(waiting):
             return now_s
         oldest_s = float(requests["arrival_s"][waiting].min())
-        return min(now_s + gap_s, oldest_s + self.rule.max_wait_s, batch.due_s - self._prefill_s(batch))
+        asked_s = now_s + max(gap_s, _LEAST_WAIT_S)
+        return min(asked_s, oldest_s + self.rule.max_wait_s, batch.due_s - self._prefill_s(batch))
 
     def _prefill_s(self, batch: _Batch) -> float:
         size = self.shapes.batch_size_of(len(batch.rows))
