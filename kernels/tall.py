@@ -38,9 +38,14 @@ class Workspace:
     @classmethod
     def of(cls, tile: Tile, m: int, n: int, dtype: torch.dtype, device: torch.device) -> "Workspace":
         """Enough for an output [m, n]."""
-        tiles = tile.count(m, n)
-        parts = tiles * tile.splits * tile.block_m * tile.block_n if tile.splits > 1 else 0
+        parts, tiles = cls.room(tile, m, n)
         return cls(torch.empty(parts, dtype=dtype, device=device), torch.zeros(tiles, dtype=torch.int32, device=device))
+
+    @staticmethod
+    def room(tile: Tile, m: int, n: int) -> tuple[int, int]:
+        """(values that programs leave for one another, tiles) of an output [m, n]."""
+        tiles = tile.count(m, n)
+        return (tiles * tile.splits * tile.block_m * tile.block_n if tile.splits > 1 else 0), tiles
 
 
 @triton.jit

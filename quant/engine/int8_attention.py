@@ -163,7 +163,7 @@ class Int8Attention(vllm.AttentionImpl):
         self._no_rotation: Tensor | None = None
         # Views of vLLM's memory, for as long as vLLM has it: a step has many layers.
         self._cache: KVCache | None = None
-        self._memory: weakref.ref[Tensor] = lambda: None  # type: ignore[assignment]
+        self._memory: weakref.ref[Tensor] | None = None
 
     def forward(
         self,
@@ -209,7 +209,7 @@ class Int8Attention(vllm.AttentionImpl):
 
     def _over(self, kv_cache: Tensor) -> KVCache:
         """Our cache in vLLM's memory."""
-        if self._cache is None or self._memory() is not kv_cache:
+        if self._cache is None or self._memory is None or self._memory() is not kv_cache:
             count, kv_heads, page_tokens, _ = kv_cache.shape
             if not kv_cache[0].is_contiguous():
                 raise NotImplementedError("our INT8 attention needs a KV cache whose pages are in one piece")

@@ -39,9 +39,10 @@ def is_ours(arch: str, tokens: int, n: int, k: int, linear: str) -> bool:
 def prepare(device: torch.device, n: int, k: int) -> None:
     """Make room for all products of [tokens, k] and [n, k]."""
     for tokens in (16, 32, MAX_TOKENS):
-        needed = ours.workspace_for(device, tokens, n, k)
-        _room["parts"] = max(_room["parts"], needed.parts.numel())
-        _room["arrivals"] = max(_room["arrivals"], needed.arrivals.numel())
+        tile = select(ours.NAME, library.arch_of(device), tokens, n, k).tile
+        parts, arrivals = Workspace.room(tile, tokens, n)
+        _room["parts"] = max(_room["parts"], parts)
+        _room["arrivals"] = max(_room["arrivals"], arrivals)
 
 
 def _workspace(device: torch.device) -> Workspace:

@@ -31,14 +31,15 @@ _UNIFIED, _FA3 = "vLLM: Triton attention, INT8 cache", "FlashAttention 3, bfloat
 _ROPE_COMPILED, _ROPE_VLLM = "torch.compile", "vLLM: rotary_embedding, and a compiled write"
 
 
+def _heads(shape: Shape) -> tuple[int, int, int]:
+    """(heads, KV heads, head_dim)."""
+    return shape.get("heads", HEADS), shape.get("kv_heads", KV_HEADS), shape.get("head_dim", HEAD_DIM)
+
+
 def _attention_inputs(make: Make, shape: Shape) -> Arguments:
     """Pages in no order. Where the tokens are no whole pages, sequences are of several lengths."""
     sequences, tokens = shape["sequences"], shape["tokens"]
-    heads, kv_heads, head_dim = (
-        shape.get("heads", HEADS),
-        shape.get("kv_heads", KV_HEADS),
-        shape.get("head_dim", HEAD_DIM),
-    )
+    heads, kv_heads, head_dim = _heads(shape)
     pages = -(-tokens // _PAGE_TOKENS)
     cache = KVCache.empty(sequences * pages, kv_heads, _PAGE_TOKENS, head_dim, make.device)
     for plane in (cache.keys, cache.values):
@@ -105,11 +106,7 @@ def _sdpa(given: Arguments) -> Callable[[], Any]:
 
 def _attention_cost(shape: Shape) -> Cost:
     tokens = shape["sequences"] * shape["tokens"]
-    heads, kv_heads, head_dim = (
-        shape.get("heads", HEADS),
-        shape.get("kv_heads", KV_HEADS),
-        shape.get("head_dim", HEAD_DIM),
-    )
+    heads, kv_heads, head_dim = _heads(shape)
     ends = 4 * shape["sequences"] * heads * head_dim
     return Cost(num_bytes=2 * tokens * kv_heads * (head_dim + 4) + ends, operations=4 * tokens * heads * head_dim)
 
@@ -144,11 +141,7 @@ ATTENTION_KV_INT8 = Kernel(
 def _rope_inputs(make: Make, shape: Shape) -> Arguments:
     """Queries, keys and values side by side, as attention's input gives them; every eighth token is stored nowhere."""
     tokens = shape["m"]
-    heads, kv_heads, head_dim = (
-        shape.get("heads", HEADS),
-        shape.get("kv_heads", KV_HEADS),
-        shape.get("head_dim", HEAD_DIM),
-    )
+    heads, kv_heads, head_dim = _heads(shape)
     qkv = make.normal(tokens, heads + 2 * kv_heads, head_dim)
     query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
     powers = -torch.arange(0, head_dim, 2, device=make.device) / head_dim
@@ -270,11 +263,7 @@ def _rope_vllm(given: Arguments) -> Callable[[], Any]:
 
 
 def _rope_cost(shape: Shape) -> Cost:
-    heads, kv_heads, head_dim = (
-        shape.get("heads", HEADS),
-        shape.get("kv_heads", KV_HEADS),
-        shape.get("head_dim", HEAD_DIM),
-    )
+    heads, kv_heads, head_dim = _heads(shape)
     each = 4 * heads * head_dim + 2 * kv_heads * (3 * head_dim + 4) + 2 * head_dim + 16
     return Cost(num_bytes=shape["m"] * each, operations=shape["m"] * head_dim * (4 * heads + 10 * kv_heads))
 
